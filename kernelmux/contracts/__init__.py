@@ -1,0 +1,1 @@
+"""What each op means: schema, reference, meta function, examples, tolerance, work. No kernel lives here."""
