@@ -1,0 +1,140 @@
+"""Compile the fused MoE GEMMs ahead of their launch, for any NVIDIA capability, with neither a GPU nor torch.
+
+The launch's own argument builder and Triton's own specialisation run on stand-in tensors, so what is compiled is
+what a launch would look for in Triton's cache: nothing is guessed twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...contracts.moe_shape import MoeShape
+from ...device import Capability
+from ...tuning_configs.tile import Tile
+
+_WHY_16 = "pointers of torch's allocator are multiples of 16 bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What the compiler says of one GEMM kernel."""
+
+    shared_bytes: int
+    registers: int  # per thread
+    stack_bytes: int  # per thread; local memory that spills use
+    sha256: str  # of the machine code: equal means the same kernel
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _DType:
+    name: str
+    itemsize: int
+    is_floating_point: bool = True
+
+    def __str__(self) -> str:
+        return f"torch.{self.name}"
+
+
+class _StandIn:
+    """What Triton's launcher asks of a tensor: its dtype, and whether its address is a multiple of 16 (it is)."""
+
+    def __init__(self, dtype: _DType):
+        self.dtype = dtype
+
+    @staticmethod
+    def data_ptr() -> int:
+        return 0
+
+    @staticmethod
+    def ptr_range() -> int:
+        return 1 << 40  # weights pass 2 GB; only ROCm specialises on this
+
+
+class _StandInDriver:
+    """A driver that knows its target and nothing else: no GPU is touched."""
+
+    def __init__(self, target: Any):
+        self._target = target
+
+    def get_current_target(self) -> Any:
+        return self._target
+
+    @staticmethod
+    def get_current_device() -> int:
+        return 0
+
+    @staticmethod
+    def get_current_stream(device: int) -> int:
+        return 0
+
+
+def compile_gemm(shape: MoeShape, side: str, tile: Tile, capability: Capability, direct: bool = False) -> Any:
+    """Triton's CompiledKernel of one GEMM for ``capability``. Raises whatever Triton raises.
+
+    Sets this process's active Triton driver to a stand-in: call it where nothing launches.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from . import moe_kernels, moe_launch
+
+    triton.runtime.driver.set_active(_StandInDriver(GPUTarget("cuda", capability.sm, 32)))
+    moe_kernels.moe_gemm.device_caches.clear()
+    element = _StandIn(_DType(shape.dtype, shape.element_bytes))
+    int32, float32 = _StandIn(_DType("int32", 4, False)), _StandIn(_DType("float32", 4))
+    columns, depth = shape.gemm(side)
+    args, kwargs, grid = moe_launch.gemm_arguments(
+        shape, side, tile, a=element, b=element, c=element, pair_weights=float32, topk_ids=int32, expert_map=None,
+        sorted_pairs=int32, block_info=int32, num_blocks=int32, m_blocks=1 << 10, rows=1 << 14,
+        strides=(depth, columns * depth, depth, shape.N if side == "up" else columns),
+        weighted=side == "down", direct=direct,
+    )  # fmt: skip
+    return moe_kernels.moe_gemm.warmup(*args, grid=grid, **kwargs)
+
+
+def compile_tile(
+    shape: MoeShape, side: str, tile: Tile, capability: Capability, direct: bool = False
+) -> Compiled:
+    """Compile one GEMM and read what it needs. Fills Triton's cache, so that a later launch only loads it."""
+    start = time.perf_counter()
+    kernel = compile_gemm(shape, side, tile, capability, direct)
+    cubin: bytes = kernel.asm["cubin"]
+    registers, stack = resources(cubin)
+    return Compiled(
+        shared_bytes=kernel.metadata.shared,
+        registers=registers,
+        stack_bytes=stack,
+        sha256=hashlib.sha256(cubin).hexdigest(),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def resources(cubin: bytes) -> tuple[int, int]:
+    """(registers, stack bytes) per thread of the one kernel in ``cubin``, as cuobjdump reports them."""
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        said = subprocess.run(
+            [knobs.nvidia.cuobjdump.path, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", said)
+    if not found:
+        raise RuntimeError(f"cuobjdump -res-usage printed no REG and STACK: {said[:200]!r}")
+    return int(found[1]), int(found[2])
+
+
+def source_hash() -> str:
+    """Identity of the kernels a table was tuned on: their source and the launch rules."""
+    here = Path(__file__).parent
+    text = b"".join((here / name).read_bytes() for name in ("moe_kernels.py", "moe_launch.py", "moe_rules.py"))
+    return hashlib.sha256(text).hexdigest()[:16]
