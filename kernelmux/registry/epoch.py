@@ -1,0 +1,26 @@
+"""A counter of everything that selections depend on in this process.
+
+Whoever changes it (a table written, a measurement recorded, a kernel registered) calls ``bump()``; cached selections
+are then made anew. A change by another process is not seen: start afresh, or call ``kernelmux.refresh()``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+value = 0
+_listeners: list[Callable[[], None]] = []
+
+
+def bump() -> int:
+    """Say that something a selection depends on has changed. Returns the new count."""
+    global value
+    value += 1
+    for listener in _listeners:
+        listener()
+    return value
+
+
+def listen(listener: Callable[[], None]) -> None:
+    """Call ``listener`` at every bump."""
+    _listeners.append(listener)

@@ -1,0 +1,55 @@
+"""Load a ``module:function`` when it is needed, once, and say what is missing when it cannot be."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from kernelmux.errors import MissingPackage
+
+_loaded: dict[str, Any] = {}
+
+# What to install for an import that fails; the name of the module otherwise.
+_INSTALL = {
+    "torch": "pip install 'kernelmux[torch]'",
+    "triton": "pip install triton",
+    "flashinfer": "pip install 'kernelmux[flashinfer]'",
+    "cupy": "pip install 'kernelmux[cuda12]' (or cuda13)",
+}
+
+
+def is_spec(text: object) -> bool:
+    """Whether the text reads as ``package.module:function``."""
+    if not isinstance(text, str) or text.count(":") != 1:
+        return False
+    module, _, name = text.partition(":")
+    return bool(name) and all(part.isidentifier() for part in (*module.split("."), *name.split(".")))
+
+
+def is_loaded(spec: str | None) -> bool:
+    """Whether ``load(spec)`` would answer from memory."""
+    return spec is None or spec in _loaded
+
+
+def load(spec: str, needed_for: str = "") -> Any:
+    """The object behind ``module:function``; imports the module on first use.
+
+    Raises MissingPackage when a third-party package of that module is not importable.
+    """
+    try:
+        return _loaded[spec]
+    except KeyError:
+        pass
+    module, _, name = spec.partition(":")
+    try:
+        value: Any = import_module(module)
+    except ImportError as error:
+        missing = (error.name or "").partition(".")[0]
+        if not missing or module == missing or module.startswith(missing + "."):
+            raise
+        install = _INSTALL.get(missing, f"pip install {missing}")
+        raise MissingPackage(missing, needed_for or spec, install) from error
+    for part in name.split("."):
+        value = getattr(value, part)
+    _loaded[spec] = value
+    return value

@@ -1,0 +1,42 @@
+"""Measurement: the time one whole kernel took for one problem, and what must still hold for it to count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One kernel's time over token counts ``m_lo..m_hi`` (both included), median microseconds of one call.
+
+    ``device`` is the Device's ``table_name``. ``shape`` lists (axis, size) without the token axis, sorted by axis.
+    ``versions`` are of the packages that decide speed (``triton``, ``torch``, ...) as they were installed then.
+    ``when`` is an ISO 8601 time in UTC.
+    """
+
+    op: str
+    device: str
+    scheme: str
+    dtype: str
+    shape: tuple[tuple[str, int], ...]
+    activation: str | None
+    m_lo: int
+    m_hi: int
+    kernel: str
+    us: float
+    versions: Mapping[str, str] = field(default_factory=dict, hash=False)
+    when: str = ""
+
+    def stale(self, version: Callable[[str], str | None]) -> str | None:
+        """Why it no longer counts (a package has another release now), or None. Build tags (``+cu128``) do not matter."""
+        for package, then in self.versions.items():
+            now = version(package)
+            if now is None or release(now) != release(then):
+                return f"{package} was {then} and is {now or 'not installed'}"
+        return None
+
+
+def release(version: str) -> str:
+    """The first three numbers of a version, without build tags: ``2.9.1+cu128`` -> ``2.9.1``."""
+    return ".".join(version.partition("+")[0].split(".")[:3])

@@ -1,0 +1,48 @@
+"""Op: the contract that every kernel of one operation keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far a kernel may be from the fp32 reference, and the reason for the number."""
+
+    rtol: float
+    atol: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one call must do at least: floating-point operations and bytes moved to or from memory."""
+
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Op:
+    """What an op means. All behaviour is a lazy ``module:function``, so that declaring it imports nothing.
+
+    ``schema`` is the torch schema. ``reference`` computes in fp32, ``meta`` gives shapes without data, ``examples``
+    makes inputs, ``problem(x, weights, **op_args)`` reads the shape of a call (at least the token axis), ``work``
+    maps a Problem to Work. ``token_axis`` is the axis that varies from call to call (None: there is none).
+    """
+
+    name: str
+    summary: str
+    schema: str
+    reference: str
+    meta: str
+    examples: str
+    problem: str
+    axes: tuple[str, ...]
+    token_axis: str | None
+    schemes: frozenset[str]
+    dtypes: tuple[str, ...]
+    activations: tuple[str, ...] = ()
+    tolerance: Mapping[str, Tolerance] = field(default_factory=dict)
+    work: str | None = None
