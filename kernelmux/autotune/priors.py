@@ -1,0 +1,142 @@
+"""What others' tuned tables say about which tile wins where.
+
+``priors.json`` holds counts derived by ``scripts/derive_priors.py`` from the bf16 tables that vLLM and SGLang ship:
+how often a tile won at a point (GPU capability, tokens per expert, N, E), nothing of the files themselves. A vote is
+a distance-weighted sum of those counts, smoothed over tiles one knob apart: a winner equals the winner of its
+neighbour in the grid in 39% of cases and lies within one knob of it in 70%.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kernelmux.measure.bench import Side
+from kernelmux.tuning_configs.tile import Tile
+
+if TYPE_CHECKING:
+    from kernelmux.contracts.moe_shape import MoeShape
+    from kernelmux.device import Capability
+
+PRIORS_FILE = Path(__file__).with_name("priors.json")
+
+# How many octaves apart two points may be before they stop informing each other, per feature. Chosen by
+# leave-one-model-out on the public tables (`scripts/derive_priors.py --validate`).
+TOKENS_SCALE, N_SCALE, E_SCALE = 0.7, 2.0, 2.0
+# Tiles carry over between GPUs of one tensor-core generation, and hardly between generations.
+SAME_GENERATION, OTHER_GENERATION = 0.5, 0.08
+# Share of a tile's vote that each tile one knob apart receives.
+SMOOTHING = 0.25
+# A vote under this total weight is thin: about one shipped point at the very spot.
+THIN = 0.7
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Counts of winners at one spot. Features are octaves (log2)."""
+
+    capability: tuple[int, int]
+    side: str  # "both": one tile for up and down; "down": tuned for the down projection alone
+    tokens: float
+    n: float
+    e: float
+    counts: Mapping[Tile, float]
+
+
+def tokens_octave(m: int, topk: int, e: int) -> float:
+    """log2 of the pairs an expert gets on average."""
+    return math.log2(m * topk / e)
+
+
+@lru_cache(maxsize=1)
+def load() -> tuple[Point, ...]:
+    """The packaged points; empty when the file is missing."""
+    try:
+        raw = json.loads(PRIORS_FILE.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return ()
+    tiles = [Tile(*entry) for entry in raw["tiles"]]
+    return tuple(
+        Point((major, minor), side, t, n, e, {tiles[i]: c for i, c in counts})
+        for (major, minor), side, t, n, e, counts in raw["points"]
+    )
+
+
+def votes(
+    shape: MoeShape, capability: Capability | None, m: int, side: Side, points: Iterable[Point] | None = None
+) -> dict[Tile, float]:
+    """Tile -> weight of the shipped winners near this problem, not smoothed. TMA is never set: few tables say."""
+    here = (tokens_octave(m, shape.topk, shape.E), math.log2(shape.N), math.log2(shape.E))
+    total: defaultdict[Tile, float] = defaultdict(float)
+    for point in load() if points is None else points:
+        weight = _affinity(capability, point.capability) * _side_affinity(side, point.side)
+        if weight <= 0:
+            continue
+        weight *= math.exp(
+            -0.5 * ((here[0] - point.tokens) / TOKENS_SCALE) ** 2
+            - 0.5 * ((here[1] - point.n) / N_SCALE) ** 2
+            - 0.5 * ((here[2] - point.e) / E_SCALE) ** 2
+        )
+        if weight > 1e-4:
+            for tile, count in point.counts.items():
+                total[tile] += weight * count
+    return dict(total)
+
+
+def smoothed(raw: Mapping[Tile, float], tile: Tile) -> float:
+    """The vote for ``tile`` with a share of the votes for tiles one knob apart; TMA counts as its plain twin."""
+    plain = replace(tile, use_tma=False) if tile.use_tma else tile
+    total = raw.get(plain, 0.0)
+    for other, weight in raw.items():
+        knobs = knobs_apart(plain, other)
+        if knobs == 1:
+            total += SMOOTHING * weight
+        elif knobs == 2:
+            total += SMOOTHING * SMOOTHING * weight
+    return total
+
+
+def knobs_apart(a: Tile, b: Tile) -> int:
+    """How many knobs differ; GROUP_SIZE_M counts only as one or not one (1 against more)."""
+    return (
+        (a.block_m != b.block_m)
+        + (a.block_n != b.block_n)
+        + (a.block_k != b.block_k)
+        + (a.warps != b.warps)
+        + (a.stages != b.stages)
+        + ((a.group_m == 1) != (b.group_m == 1))
+    )
+
+
+def is_thin(raw: Mapping[Tile, float]) -> bool:
+    return sum(raw.values()) < THIN
+
+
+def _affinity(mine: Capability | tuple[int, int] | None, theirs: tuple[int, int]) -> float:
+    if mine is None:
+        return OTHER_GENERATION
+    if (int(mine[0]), int(mine[1])) == theirs:
+        return 1.0
+    return SAME_GENERATION if _generation(mine) == _generation(theirs) else OTHER_GENERATION
+
+
+def _generation(capability: tuple[int, int]) -> str:
+    """Which tensor-core instruction Triton uses there, and how much shared memory feeds it."""
+    major, minor = int(capability[0]), int(capability[1])
+    if major == 9:
+        return "wgmma"
+    if major in (10, 11):
+        return "tcgen05"
+    return "mma.sync 164K" if (major, minor) in ((8, 0), (8, 7)) else "mma.sync 100K"
+
+
+def _side_affinity(mine: Side, theirs: str) -> float:
+    if theirs == "both":
+        return 1.0
+    return 2.0 if mine == theirs else 0.0

@@ -1,0 +1,230 @@
+"""The tiles worth thinking about, as data, and the named constraints that thin them out for free.
+
+Nothing vanishes silently: every discarded tile is counted under the words of the constraint that discarded it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import TYPE_CHECKING, Literal
+
+from kernelmux.device import capabilities
+from kernelmux.measure.bench import Side
+from kernelmux.tuning_configs import shared_law
+from kernelmux.tuning_configs.tile import Tile
+
+if TYPE_CHECKING:
+    from kernelmux.contracts.moe_shape import MoeShape
+    from kernelmux.device import Device
+
+Effort = Literal["quick", "full", "exhaustive"]
+EFFORTS: tuple[Effort, ...] = ("quick", "full", "exhaustive")
+
+TMA_CAPABILITIES = capabilities("9.0", "10.x", "12.x")  # the bulk tensor copy unit; 8.9 and older have none
+TMA_FROM_M = 64  # below it a block reads so few rows of A that descriptors have nothing to save
+GROUP_FROM_M = 512  # from here several row blocks of one expert share weight tiles through L2
+FIRST_GROUPS: tuple[int, ...] = (1, 16)
+SWEPT_GROUPS: tuple[int, ...] = (1, 4, 8, 16, 32, 64)
+ACCUMULATORS = 224  # fp32 registers a thread can hold for the accumulator; 255 less addresses and operands
+ROW_SLACK = 4  # BLOCK_SIZE_M up to four times the expected rows of an expert
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """The values each knob takes. GROUP_SIZE_M is not among them: it is swept for finalists only."""
+
+    block_m: tuple[int, ...]
+    block_n: tuple[int, ...]
+    block_k: tuple[int, ...]
+    warps: tuple[int, ...]
+    stages: tuple[int, ...]
+
+    def tiles(self) -> Iterator[Tile]:
+        """Every combination, smallest slab first."""
+        every = (
+            Tile(bm, bn, bk, 1, warps, stages)
+            for bm, bn, bk, warps, stages in product(self.block_m, self.block_n, self.block_k, self.warps, self.stages)
+        )
+        return iter(sorted(every, key=size_of))
+
+
+# vLLM's and SGLang's own grid less GROUP_SIZE_M; 470 public winners lie in it.
+PUBLIC_GRID = Axes((16, 32, 64, 128, 256), (32, 64, 128, 256), (64, 128, 256), (4, 8), (2, 3, 4, 5))
+# Quick leaves out what wins under 2% of the public (file, M) points: BK=256 and stages=5 beyond small tiles.
+QUICK_GRID = Axes((16, 32, 64, 128), (32, 64, 128, 256), (64, 128), (4, 8), (2, 3, 4))
+AXES: Mapping[str, Axes] = {"quick": QUICK_GRID, "full": PUBLIC_GRID, "exhaustive": PUBLIC_GRID}
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What a constraint judges against."""
+
+    shape: MoeShape
+    device: Device
+    side: Side
+
+    @property
+    def columns(self) -> int:
+        return self.shape.gemm(self.side)[0]
+
+    @property
+    def depth(self) -> int:
+        return self.shape.gemm(self.side)[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A named test; ``broken`` is true for a tile that must go."""
+
+    reason: str
+    broken: Callable[[Tile, Ground], bool]
+
+
+def _over_shared(tile: Tile, ground: Ground) -> bool:
+    device, size = ground.device, ground.shape.element_bytes
+    if device.shared_bytes <= 0:
+        return False
+    predicted, exact = shared_law.predicted_shared(tile, device.capability, size, size)
+    bound = predicted if exact else shared_law.lower_bound(tile, device.capability, size, size)
+    return bound > device.shared_bytes
+
+
+def _over_registers(tile: Tile, _: Ground) -> bool:
+    return tile.block_m * tile.block_n / (32 * tile.warps) > ACCUMULATORS
+
+
+def _breaks_triton(tile: Tile, _: Ground) -> bool:
+    # TritonGPURemoveLayoutConversions fails: "PassManager::run failed" (3.6, sm_90 and sm_120).
+    return tile.block_m == 256 and tile.warps == 4 and tile.block_n == tile.block_k
+
+
+def _no_tma(tile: Tile, ground: Ground) -> bool:
+    return tile.use_tma and ground.device.capability not in TMA_CAPABILITIES
+
+
+def _tma_unaligned(tile: Tile, ground: Ground) -> bool:
+    return tile.use_tma and ground.depth * ground.shape.element_bytes % 16 != 0
+
+
+def _tma_box(tile: Tile, _: Ground) -> bool:
+    return tile.use_tma and tile.block_n > 256
+
+
+CONSTRAINTS: tuple[Constraint, ...] = (
+    Constraint("more shared memory than a block may have", _over_shared),
+    Constraint(f"more than {ACCUMULATORS} accumulator registers a thread", _over_registers),
+    Constraint("Triton fails on BLOCK_SIZE_M=256 with 4 warps and BLOCK_SIZE_N == BLOCK_SIZE_K", _breaks_triton),
+    Constraint("this capability has no TMA", _no_tma),
+    Constraint("rows are not a multiple of 16 bytes, which TMA needs", _tma_unaligned),
+    Constraint("a TMA box has at most 256 rows", _tma_box),
+)
+DUPLICATE = "the same kernel as another tile once its blocks are clamped to the matrix"
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The tiles of one side that survive the free filter, GROUP_SIZE_M at 1, and why the others went."""
+
+    side: Side
+    tiles: tuple[Tile, ...]
+    discards: Mapping[str, int]
+
+    def hash_text(self) -> str:
+        """What a journal's run key depends on: the tiles by their short names."""
+        return ";".join(t.short() for t in self.tiles)
+
+
+def build_space(shape: MoeShape, device: Device, side: Side, effort: Effort) -> Space:
+    """Every tile of the effort's axes that no constraint breaks, canonical, each once."""
+    ground = Ground(shape, device, side)
+    discards: Counter[str] = Counter()
+    kept: dict[Tile, None] = {}
+    variants = (False, True) if device.capability in TMA_CAPABILITIES else (False,)
+    for base in AXES[effort].tiles():
+        for use_tma in variants:
+            tile = canonical(replace(base, use_tma=use_tma), ground)
+            if tile in kept:
+                discards[DUPLICATE] += 1
+            elif (reason := why_not(tile, ground)) is not None:
+                discards[reason] += 1
+            else:
+                kept[tile] = None
+    return Space(side, tuple(kept), dict(discards))
+
+
+def canonical(tile: Tile, ground: Ground) -> Tile:
+    """The tile with blocks clamped to the matrix and stages to the trips of the K loop: beyond it nothing differs."""
+    block_n = min(tile.block_n, max(16, next_pow2(ground.columns)))
+    block_k = min(tile.block_k, max(16, next_pow2(ground.depth)))
+    trips = -(-ground.depth // block_k)
+    return replace(tile, block_n=block_n, block_k=block_k, stages=min(tile.stages, max(2, trips)))
+
+
+def why_not(tile: Tile, ground: Ground) -> str | None:
+    """The reason of the first constraint the tile breaks, or None."""
+    return next((c.reason for c in CONSTRAINTS if c.broken(tile, ground)), None)
+
+
+def tokens_per_expert(shape: MoeShape, m: int) -> float:
+    return m * shape.topk / shape.E
+
+
+def block_m_cap(shape: MoeShape, m: int) -> int:
+    """The largest BLOCK_SIZE_M worth trying at ``m`` tokens; never under 16."""
+    return max(16, ROW_SLACK * next_pow2(max(1, -(-m * shape.topk // shape.E))))
+
+
+def at_m(tiles: Iterable[Tile], shape: MoeShape, m: int, *, direct: bool) -> list[Tile]:
+    """The tiles that make sense at ``m`` tokens, with the first rung's GROUP_SIZE_M values.
+
+    ``direct``: the kernel runs one pair a block without sorting, so BLOCK_SIZE_M is 16.
+    """
+    cap = 16 if direct else block_m_cap(shape, m)
+    groups = first_groups(m)
+    return [
+        replace(tile, group_m=group)
+        for tile in tiles
+        if tile.block_m <= cap and (m >= TMA_FROM_M or not tile.use_tma)
+        for group in groups
+    ]
+
+
+def first_groups(m: int) -> tuple[int, ...]:
+    return FIRST_GROUPS if m >= GROUP_FROM_M else (1,)
+
+
+def neighbours(tile: Tile, effort: Effort, m: int, ground: Ground) -> list[Tile]:
+    """The tiles one knob away on the full grid that no constraint breaks, and every GROUP_SIZE_M of ``tile``."""
+    axes = PUBLIC_GRID if effort != "quick" else QUICK_GRID
+    found: dict[Tile, None] = {}
+    for group in SWEPT_GROUPS:
+        found[replace(tile, group_m=group)] = None
+    steps: list[tuple[str, Sequence[int]]] = [
+        ("block_n", axes.block_n), ("block_k", axes.block_k), ("warps", axes.warps), ("stages", axes.stages),
+    ]  # fmt: skip
+    for knob, values in steps:
+        for value in _beside(getattr(tile, knob), values):
+            found[replace(tile, **{knob: value})] = None
+    if m >= TMA_FROM_M:
+        found[replace(tile, use_tma=not tile.use_tma)] = None
+    out = {canonical(t, ground): None for t in found}
+    out.pop(tile, None)
+    return [t for t in out if why_not(t, ground) is None]
+
+
+def _beside(value: int, values: Sequence[int]) -> list[int]:
+    lower = [v for v in values if v < value]
+    upper = [v for v in values if v > value]
+    return lower[-1:] + upper[:1]
+
+
+def size_of(tile: Tile) -> tuple[int, int, Tile]:
+    """A key that sorts small tiles first: they compile fastest."""
+    return (tile.block_m * tile.block_n * tile.block_k, tile.stages, tile)
+
+
+def next_pow2(value: int) -> int:
+    return 1 << max(0, value - 1).bit_length()
