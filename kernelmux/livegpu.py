@@ -44,7 +44,9 @@ def detect(index: int = 0) -> Device:
     if 0 <= index < len(seen):
         return describe(seen[index], index)
     if seen:
-        raise DeviceNotFound(f"there is no cuda:{index}: this process sees {len(seen)} GPU(s). Use cuda:0 to cuda:{len(seen) - 1}.")
+        raise DeviceNotFound(
+            f"there is no cuda:{index}: this process sees {len(seen)} GPU(s). Use cuda:0 to cuda:{len(seen) - 1}."
+        )
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     why = f" CUDA_VISIBLE_DEVICES is {hidden!r}." if hidden is not None else ""
     raise DeviceNotFound(
@@ -173,8 +175,15 @@ def _from_torch() -> tuple[Facts, ...]:
         if not torch.cuda.is_available():
             return ()
         driver = driver_version()
-        return tuple(_torch_facts(torch.cuda.get_device_properties(i), driver) for i in range(torch.cuda.device_count()))
-    except (ImportError, OSError, RuntimeError, AssertionError):  # a torch that cannot reach its driver says so in many ways
+        return tuple(
+            _torch_facts(torch.cuda.get_device_properties(i), driver) for i in range(torch.cuda.device_count())
+        )
+    except (
+        ImportError,
+        OSError,
+        RuntimeError,
+        AssertionError,
+    ):  # a torch that cannot reach its driver says so in many ways
         return ()
 
 
@@ -238,7 +247,11 @@ def _from_smi(visible: str | None) -> tuple[Facts, ...]:
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return ()
-    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()] if done.returncode == 0 else []
+    rows = (
+        [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
+        if done.returncode == 0
+        else []
+    )
     rows = [row for row in rows if len(row) == 6]
     wanted = _choose(visible, [row[0] for row in rows])
     return tuple(_smi_facts(rows[w]) for w in wanted if isinstance(w, int))

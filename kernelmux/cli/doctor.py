@@ -1,0 +1,81 @@
+"""``kernelmux doctor``: what this installation has, what it lacks, and what that costs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kernelmux import __version__
+from kernelmux.cli.output import emit, say, table
+from kernelmux.device import live_devices
+
+# Package, and what is not possible without it.
+_PACKAGES = {
+    "triton": "compiling and tuning Triton kernels",
+    "torch": "running kernels and tuning on a GPU: pip install 'kernelmux[torch]'",
+    "flashinfer-python": "FlashInfer's kernels: pip install 'kernelmux[flashinfer]'",
+    "nvidia-ml-py": "reading clocks while measuring: pip install nvidia-ml-py",
+    "matplotlib": "plots in reports: pip install 'kernelmux[plots]'",
+}
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def doctor(as_json: bool) -> None:
+    """Say what this installation has and lacks: packages, GPUs, folders."""
+    data = {
+        "kernelmux": __version__,
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "devices": [device.to_json() for device in live_devices()],
+        "folders": [_folder(word, function) for word, function in (("cache", "cache_dir"), ("config", "config_dir"))],
+    }
+    emit(data, as_json, lambda: _render(data))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _folder(word: str, function: str) -> dict[str, Any]:
+    """Where a folder is and whether it can be written, without creating it."""
+    try:
+        path = Path(getattr(importlib.import_module("kernelmux.store.paths"), function)())
+    except (ImportError, AttributeError) as error:
+        return {"folder": word, "path": None, "writable": False, "why": str(error)}
+    nearest = next(p for p in (path, *path.parents) if p.exists())
+    writable = nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+    why = "" if writable else f"{nearest} cannot be written; set KERNELMUX_{word.upper()}_DIR to a folder that can"
+    return {"folder": word, "path": str(path), "writable": writable, "why": why}
+
+
+def _render(data: dict[str, Any]) -> None:
+    say(f"kernelmux {data['kernelmux']}, Python {data['python']}")
+    rows = [
+        (name, found or "missing", "" if found else f"needed for {_PACKAGES[name]}")
+        for name, found in data["packages"].items()
+    ]
+    table(("package", "version", "what is missing without it"), rows)
+    if not data["devices"]:
+        say("GPU: none answers. Deciding and `tune --offline` work for every GPU of `kernelmux devices`.")
+    for d in data["devices"]:
+        trust = "" if d["trusted"] else "; not in the catalog, portable kernels only"
+        say(
+            f"GPU {d['index']}: {d['torch_name']} ({d['capability'] or d['arch']}), driver {d['driver'] or 'unknown'}{trust}"
+        )
+    for folder in data["folders"]:
+        say(
+            f"{folder['folder']} folder: {folder['path'] or 'unknown'}"
+            + (f": {folder['why']}" if folder["why"] else "")
+        )
