@@ -8,8 +8,8 @@ The first GEMM writes its activated output in that sorted order, so that the sec
 import triton
 import triton.language as tl
 
-ROWS_BITS: tl.constexpr = tl.constexpr(16)
-"""``block_info`` packs one GEMM block as ``expert << ROWS_BITS | rows``, rows <= BLOCK_M < 65536."""
+MOST_ROWS: tl.constexpr = tl.constexpr(65536)
+"""``block_info`` packs one GEMM block as ``expert * MOST_ROWS + rows``, rows <= BLOCK_M < MOST_ROWS."""
 
 
 @triton.jit
@@ -75,7 +75,7 @@ def moe_place(
         tl.store(num_blocks, tl.sum(blocks, axis=0))
         for nth in range(0, tl.max(blocks, axis=0)):
             rows = tl.minimum(total - nth * BLOCK_M, BLOCK_M)
-            tl.store(block_info + first_block + nth, (expert_index << ROWS_BITS) | rows, mask=nth < blocks)
+            tl.store(block_info + first_block + nth, expert_index * MOST_ROWS + rows, mask=nth < blocks)
     cursor = cursors + program * E_POW2
     tl.store(cursor + expert_index, first_block * BLOCK_M + before)
     tl.debug_barrier()
@@ -149,8 +149,8 @@ def moe_gemm(
         row = pair
     else:
         info = tl.load(block_info + pid_m)
-        expert = info >> ROWS_BITS
-        row_live = row_in_block < (info & ((1 << ROWS_BITS) - 1))
+        expert = info // MOST_ROWS
+        row_live = row_in_block < info % MOST_ROWS
         row = pid_m * BLOCK_SIZE_M + row_in_block
         pair = tl.load(sorted_pairs + row, mask=row_live, other=0)
 

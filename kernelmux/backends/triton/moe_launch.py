@@ -24,7 +24,7 @@ class Sorted:
     """Pairs grouped by expert in blocks of ``block_m`` rows; all int32, on the device."""
 
     sorted_pairs: Tensor  # [most_blocks * block_m]
-    block_info: Tensor  # [most_blocks] expert << 16 | rows
+    block_info: Tensor  # [most_blocks] expert * 65536 + rows
     num_blocks: Tensor  # [1]
     block_m: int
     most_blocks: int

@@ -1,0 +1,1 @@
+"""Kernels in plain torch: they run wherever torch does, and stand behind every other backend."""
