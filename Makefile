@@ -1,0 +1,38 @@
+# Two commands do everything on a fresh machine: `make tune` and `make test`.
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Qwen3-30B-A3B at tensor parallel 2: E experts, N intermediate columns per GPU, K hidden size, topk experts a token.
+SHAPE ?= E=128,N=384,K=2048,topk=8
+# The GPU a table is predicted for where none is present.
+DEVICE ?= h100-sxm
+TUNE_ARGS ?=
+PYTEST_ARGS ?=
+
+.PHONY: env tune test lint format bench clean help
+
+help:  ## what the targets do
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env:  ## set up .venv; does nothing when it is up to date
+	@scripts/setup-env.sh $(VENV)
+
+tune: env  ## tune an example model: on the GPU if there is one, else predict for DEVICE
+	@BIN=$(BIN) SHAPE='$(SHAPE)' DEVICE='$(DEVICE)' scripts/tune-example.sh $(TUNE_ARGS)
+
+test: env  ## run the tests
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: env  ## ruff, mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: env  ## let ruff rewrite the files
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: env  ## the cost of a decision: benchmarks/
+	@set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+clean:  ## remove the environment and every cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
