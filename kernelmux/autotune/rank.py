@@ -124,11 +124,11 @@ def expected_blocks(mean: float, block_m: int) -> float:
     """Row blocks an expert needs on average, ``E[ceil(X / block_m)]``, X Poisson with this mean."""
     spread = 8 * math.sqrt(mean) + 12
     low, high = max(0, int(mean - spread)), int(mean + spread)
-    total = float(low // block_m)  # rows certainly there
+    total = float(-(-low // block_m))  # blocks certainly there: P(X > j*b) is 1 below `low`
     above, term = 1.0, math.exp(low * math.log(mean) - mean - math.lgamma(low + 1)) if mean > 0 else 1.0
     # E[ceil(X/b)] = sum over j >= 0 of P(X > j*b)
     for count in range(low, high + 1):
-        if count >= (low // block_m) * block_m and count % block_m == 0:
+        if count % block_m == 0:
             total += max(0.0, above - term)
         above -= term
         term *= mean / (count + 1)

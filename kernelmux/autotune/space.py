@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Literal
 
-from kernelmux.device import capabilities
+from kernelmux.backends.triton import moe_rules
 from kernelmux.measure.bench import Side
 from kernelmux.tuning_configs import shared_law
 from kernelmux.tuning_configs.tile import Tile
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 Effort = Literal["quick", "full", "exhaustive"]
 EFFORTS: tuple[Effort, ...] = ("quick", "full", "exhaustive")
 
-TMA_CAPABILITIES = capabilities("9.0", "10.x", "12.x")  # the bulk tensor copy unit; 8.9 and older have none
 TMA_FROM_M = 64  # below it a block reads so few rows of A that descriptors have nothing to save
 GROUP_FROM_M = 512  # from here several row blocks of one expert share weight tiles through L2
 FIRST_GROUPS: tuple[int, ...] = (1, 16)
@@ -102,24 +101,15 @@ def _breaks_triton(tile: Tile, _: Ground) -> bool:
 
 
 def _no_tma(tile: Tile, ground: Ground) -> bool:
-    return tile.use_tma and ground.device.capability not in TMA_CAPABILITIES
-
-
-def _tma_unaligned(tile: Tile, ground: Ground) -> bool:
-    return tile.use_tma and ground.depth * ground.shape.element_bytes % 16 != 0
-
-
-def _tma_box(tile: Tile, _: Ground) -> bool:
-    return tile.use_tma and tile.block_n > 256
+    refused = moe_rules.tma_refusal(ground.shape, tile, ground.side, ground.device.capability)
+    return tile.use_tma and refused is not None
 
 
 CONSTRAINTS: tuple[Constraint, ...] = (
     Constraint("more shared memory than a block may have", _over_shared),
     Constraint(f"more than {ACCUMULATORS} accumulator registers a thread", _over_registers),
     Constraint("Triton fails on BLOCK_SIZE_M=256 with 4 warps and BLOCK_SIZE_N == BLOCK_SIZE_K", _breaks_triton),
-    Constraint("this capability has no TMA", _no_tma),
-    Constraint("rows are not a multiple of 16 bytes, which TMA needs", _tma_unaligned),
-    Constraint("a TMA box has at most 256 rows", _tma_box),
+    Constraint("the operands cannot be read by TMA here", _no_tma),
 )
 DUPLICATE = "the same kernel as another tile once its blocks are clamped to the matrix"
 
@@ -142,7 +132,7 @@ def build_space(shape: MoeShape, device: Device, side: Side, effort: Effort) -> 
     ground = Ground(shape, device, side)
     discards: Counter[str] = Counter()
     kept: dict[Tile, None] = {}
-    variants = (False, True) if device.capability in TMA_CAPABILITIES else (False,)
+    variants = (False, True) if device.capability in moe_rules.TMA else (False,)
     for base in AXES[effort].tiles():
         for use_tma in variants:
             tile = canonical(replace(base, use_tma=use_tma), ground)
