@@ -18,8 +18,9 @@ from types import TracebackType
 from typing import Any
 
 from kernelmux.errors import StoreError
+from kernelmux.registry.measurement import Measurement
 from kernelmux.store.files import locked, store_error
-from kernelmux.store.records import CompileFact, Measurement, Row, Run, canonical, run_key
+from kernelmux.store.records import CompileFact, Row, Run, canonical, run_key
 
 APPLICATION_ID = 0x6B6D7578  # "kmux"; `file` and sqlite tools show it
 SCHEMA_VERSION = 1
@@ -45,11 +46,10 @@ CREATE TABLE compiled (
 ) WITHOUT ROWID;
 CREATE TABLE measurements (
   id INTEGER PRIMARY KEY,
-  op TEXT NOT NULL, scheme TEXT NOT NULL, dtype TEXT NOT NULL, activation TEXT NOT NULL, shape TEXT NOT NULL,
-  kernel TEXT NOT NULL, device TEXT NOT NULL, fingerprint TEXT NOT NULL,
-  us REAL NOT NULL, low_us REAL NOT NULL, high_us REAL NOT NULL, status TEXT NOT NULL, reason TEXT NOT NULL,
-  created REAL NOT NULL,
-  UNIQUE (op, scheme, dtype, activation, shape, kernel, device, fingerprint)
+  op TEXT NOT NULL, device TEXT NOT NULL, scheme TEXT NOT NULL, dtype TEXT NOT NULL, shape TEXT NOT NULL,
+  activation TEXT NOT NULL, m_lo INTEGER NOT NULL, m_hi INTEGER NOT NULL, kernel TEXT NOT NULL,
+  us REAL NOT NULL, versions TEXT NOT NULL, whenever TEXT NOT NULL,
+  UNIQUE (op, device, scheme, dtype, shape, activation, m_lo, m_hi, kernel, versions)
 );
 CREATE INDEX measured_on ON measurements (device, op);
 """
@@ -58,9 +58,7 @@ _ROW = "m, side, tile, rung, status, reason, samples_us, cubin, extra, created"
 _COMPILED = (
     "triton, arch, source, side, tile, variant, status, reason, shared_bytes, registers, stack_bytes, sha256, seconds"
 )
-_MEASURED = (
-    "op, scheme, dtype, activation, shape, kernel, device, fingerprint, us, low_us, high_us, status, reason, created"
-)
+_MEASURED = "op, device, scheme, dtype, shape, activation, m_lo, m_hi, kernel, us, versions, whenever"
 
 
 class Journal:
@@ -192,35 +190,36 @@ class Journal:
     # -- whole kernels
 
     def record_measurement(self, *measurements: Measurement) -> None:
-        """Keep how fast kernels ran; a measurement of the same identity is replaced."""
+        """Keep how fast kernels ran. One of the same problem, kernel, device and versions is replaced."""
         with self._writing() as db:
             db.executemany(
-                f"INSERT OR REPLACE INTO measurements ({_MEASURED}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                f"INSERT OR REPLACE INTO measurements ({_MEASURED}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     (
-                        x.op, x.scheme, x.dtype, x.activation, canonical(dict(x.shape)), x.kernel, x.device,
-                        canonical(dict(x.fingerprint)), x.us, x.low_us, x.high_us, x.status, x.reason,
-                        x.created or time.time(),
+                        x.op, x.device, x.scheme, x.dtype, canonical(x.shape), x.activation or "", x.m_lo, x.m_hi,
+                        x.kernel, x.us, canonical(dict(x.versions)), x.when,
                     )
                     for x in measurements
                 ],
             )  # fmt: skip
 
     def measurements(self, op: str | None = None, device: str | None = None) -> list[Measurement]:
-        """Measurements of whole kernels, newest last, for one op and one device (the name torch reports) if given."""
+        """Measurements of whole kernels, last recorded last, for one op and one device (its table name) if given."""
         where, values = "1", []
         for column, value in (("op", op), ("device", device)):
             if value is not None:
                 where += f" AND {column} = ?"
                 values.append(value)
         with self._reading() as db:
-            found = db.execute(
-                f"SELECT {_MEASURED} FROM measurements WHERE {where} ORDER BY created, id", values
-            ).fetchall()
-            return [
-                Measurement(o, s, d, a, json.loads(shape), kernel, on, json.loads(fingerprint), *rest)
-                for o, s, d, a, shape, kernel, on, fingerprint, *rest in found
-            ]
+            found = db.execute(f"SELECT {_MEASURED} FROM measurements WHERE {where} ORDER BY id", values).fetchall()
+        return [
+            Measurement(
+                op=op, device=device, scheme=scheme, dtype=dtype,
+                shape=tuple((str(axis), int(size)) for axis, size in json.loads(shape)), activation=activation or None,
+                m_lo=m_lo, m_hi=m_hi, kernel=kernel, us=us, versions=json.loads(versions), when=when,
+            )
+            for op, device, scheme, dtype, shape, activation, m_lo, m_hi, kernel, us, versions, when in found
+        ]  # fmt: skip
 
     # -- open and close
 

@@ -79,26 +79,3 @@ class CompileFact:
     stack_bytes: int = 0
     sha256: str = ""
     seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """How fast one whole kernel ran a problem. Everything up to ``fingerprint`` is its identity.
-
-    A later measurement of the same identity replaces the earlier one. ``shape`` includes the token axis.
-    """
-
-    op: str
-    scheme: str
-    dtype: str
-    activation: str  # "" where the op has none
-    shape: Mapping[str, int]
-    kernel: str
-    device: str  # the name torch reports
-    fingerprint: Mapping[str, Any]
-    us: float = 0.0  # median, microseconds
-    low_us: float = 0.0  # 95% interval of the median
-    high_us: float = 0.0
-    status: str = OK
-    reason: str = ""
-    created: float = 0.0

@@ -1,1 +1,1 @@
-"""Tuned tables of the Triton MoE GEMMs: reading, writing, looking up and reconciling them, and the tables themselves."""
+"""Tuned tables of the Triton MoE GEMMs: reading, writing, looking up, reconciling; and the tables themselves."""

@@ -19,6 +19,8 @@ the law, then trust ``metadata.shared`` of the compiled kernel.
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kernelmux.tuning_configs.tile import Tile
@@ -88,10 +90,24 @@ def fits(tile: Tile, device: Device, a_bytes: float = 2, b_bytes: float = 2, tri
     return predicted_shared(tile, device.capability, a_bytes, b_bytes, triton)[0] <= device.shared_bytes
 
 
+def shrunk(tile: Tile, device: Device, a_bytes: float = 2, b_bytes: float = 2, triton: str = LAW_TRITON) -> Tile:
+    """The tile with as few changes as make it fit: fewer stages down to 2, then BLOCK_SIZE_K and _N halved down to 16.
+
+    BLOCK_SIZE_M stays, as both GEMMs share it. A tile that no change makes fit comes back at its smallest.
+    """
+    while not fits(tile, device, a_bytes, b_bytes, triton):
+        if tile.stages > 2:
+            tile = replace(tile, stages=tile.stages - 1)
+        elif tile.block_k > 16 and tile.block_k >= tile.block_n // 2:
+            tile = replace(tile, block_k=tile.block_k // 2)
+        elif tile.block_n > 16:
+            tile = replace(tile, block_n=tile.block_n // 2)
+        else:
+            break
+    return tile
+
+
 def _major_minor(version: str) -> tuple[int, int]:
     """(3, 6) of "3.6.0" or "3.6.0+git1a2b"; (0, 0) when it starts with no number."""
-    numbers: list[int] = []
-    for part in version.split(".")[:2]:
-        digits = part[: next((i for i, ch in enumerate(part) if not ch.isdigit()), len(part))]
-        numbers.append(int(digits) if digits else 0)
-    return (numbers + [0, 0])[0], (numbers + [0, 0])[1]
+    found = re.match(r"(\d+)(?:\.(\d+))?", version)
+    return (int(found[1]), int(found[2] or 0)) if found else (0, 0)

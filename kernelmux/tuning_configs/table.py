@@ -60,16 +60,14 @@ class MoeTable:
         keys = tuple(sorted(up))
         if keys[0] < 1:
             raise ValueError(f"M={keys[0]} is no token count")
-        configs = []
-        for m in keys:
-            try:
-                configs.append(MoeConfig(up[m], down[m]))
-            except ValueError as error:
-                raise ValueError(f"at M={m} {error}") from None
+        odd_m = [m for m in keys if up[m].block_m != down[m].block_m]
+        if odd_m:
+            m = odd_m[0]
+            raise ValueError(f"at M={m} up has BLOCK_SIZE_M={up[m].block_m} and down {down[m].block_m}")
         object.__setattr__(self, "up", MappingProxyType({m: up[m] for m in keys}))
         object.__setattr__(self, "down", MappingProxyType({m: down[m] for m in keys}))
         object.__setattr__(self, "keys", keys)
-        object.__setattr__(self, "_configs", tuple(configs))
+        object.__setattr__(self, "_configs", tuple(MoeConfig(up[m], down[m]) for m in keys))
 
     @classmethod
     def of(cls, configs: Mapping[int, MoeConfig]) -> MoeTable:
@@ -95,7 +93,7 @@ class MoeTable:
 
     def configs(self) -> dict[int, MoeConfig]:
         """M -> MoeConfig, ascending."""
-        return dict(zip(self.keys, self._configs))
+        return dict(zip(self.keys, self._configs, strict=True))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, MoeTable):

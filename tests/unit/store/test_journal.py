@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelmux.errors import StoreError
+from kernelmux.registry.measurement import Measurement
 from kernelmux.store.journal import Journal, read_rows
-from kernelmux.store.records import CompileFact, Measurement, Row, canonical, run_key
+from kernelmux.store.records import CompileFact, Row, canonical, run_key
 
 FINGERPRINT = {"device": "NVIDIA H100 80GB HBM3", "triton": "3.6.0"}
 SHAPE = {"E": 8, "N": 64, "K": 128, "topk": 2}
@@ -103,15 +104,19 @@ def test_compile_facts_are_kept_per_version_arch_and_source(path: Path) -> None:
 
 
 def test_a_newer_measurement_of_the_same_thing_replaces_the_older(path: Path) -> None:
-    def measured(us: float, at: float, kernel: str = "a") -> Measurement:
-        return Measurement("op", "none", "bfloat16", "", {"M": 64}, kernel, "GPU", FINGERPRINT, us, us, us, created=at)
+    def measured(us: float, kernel: str = "a", triton: str = "3.6.0") -> Measurement:
+        shape = (("E", 8), ("K", 128))
+        return Measurement(
+            op="op", device="GPU", scheme="none", dtype="bfloat16", shape=shape, activation=None, m_lo=1, m_hi=64,
+            kernel=kernel, us=us, versions={"triton": triton}, when="2026-11-22T08:00:00Z",
+        )  # fmt: skip
 
     with Journal(path) as journal:
-        journal.record_measurement(measured(2.0, 1.0), measured(5.0, 2.0, "b"))
-        journal.record_measurement(measured(1.0, 3.0))
-        assert [(m.kernel, m.us) for m in journal.measurements("op", "GPU")] == [("b", 5.0), ("a", 1.0)]
-        assert journal.measurements("op", "GPU")[1] == measured(1.0, 3.0)
-        assert journal.measurements("other") == []
+        journal.record_measurement(measured(2.0), measured(5.0, "b"), measured(7.0, triton="3.7.0"))
+        journal.record_measurement(measured(1.0))
+        kept = [measured(5.0, "b"), measured(7.0, triton="3.7.0"), measured(1.0)]
+        assert journal.measurements("op", "GPU") == kept
+        assert journal.measurements("other") == journal.measurements(device="other") == []
 
 
 def test_a_killed_writer_loses_nothing_recorded(path: Path) -> None:
@@ -199,7 +204,7 @@ def test_another_programs_database_is_named_and_left_alone(read_only: bool, path
 def test_a_truncated_journal_is_named(path: Path) -> None:
     filled(path)
     path.write_bytes(path.read_bytes()[:8192])
-    with pytest.raises(StoreError, match="damaged.*Move it away"):
+    with pytest.raises(StoreError, match=r"damaged.*Move it away"):
         Journal(path)
 
 
@@ -246,7 +251,7 @@ def test_a_full_disk_is_explained_and_keeps_what_was_recorded(path: Path) -> Non
         run = journal.start_run({}, {}, None)
         journal.record(Row(run, 1, "up", "{}", "0"))
         journal._db.execute(f"PRAGMA max_page_count = {journal._db.execute('PRAGMA page_count').fetchone()[0]}")
-        with pytest.raises(StoreError, match="the disk is full. Free some space"):
+        with pytest.raises(StoreError, match=r"the disk is full\. Free some space"):
             journal.record(*(Row(run, m, "up", "x" * 200, "0") for m in range(2, 500)))
         assert len(journal.rows(run)) == 1
 
