@@ -1,0 +1,126 @@
+"""The file names of tuned tables: SGLang's and vLLM's grammar, and what kernelmux adds to it.
+
+``E=128,N=384,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128],per_channel_quant=True_down.json``: SGLang
+writes a blank after the comma of ``block_shape`` and a second file ``_down`` for the down projection, vLLM neither.
+The grammar lacks K, topk and the activation. Where a table of the same name but another of these is in the folder,
+kernelmux adds ``,K=2048,topk=8,activation=silu`` before ``_down``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from kernelmux.contracts.moe_shape import MoeShape
+
+_DTYPE_WORDS = {"bfloat16": None, "float16": None, "float32": "float32"}
+
+_GRAMMAR = re.compile(
+    r"E=(?P<E>[1-9]\d{0,8}),N=(?P<N>[1-9]\d{0,8}),device_name=(?P<device>[^,\s]*?)"
+    r"(?:,dtype=(?P<dtype>\w+?))?"
+    r"(?:,block_shape=\[(?P<bn>[1-9]\d{0,5}),(?P<blank> ?)(?P<bk>[1-9]\d{0,5})\])?"
+    r"(?P<channel>,per_channel_quant=True)?"
+    r"(?:,K=(?P<K>[1-9]\d{0,8}),topk=(?P<topk>[1-9]\d{0,5}),activation=(?P<activation>\w+?))?"
+    r"(?P<down>_down)?\.json",
+    re.ASCII,
+)
+_FORM = "E=<experts>,N=<size>,device_name=<name>[,dtype=<d>][,block_shape=[n, k]][,per_channel_quant=True][_down].json"
+
+
+@dataclass(frozen=True, slots=True)
+class TableName:
+    """One table file's name as a value; ``parse(format(name)) == name``.
+
+    ``device_name`` is torch's name with "_" for blanks. ``dtype`` None stands for bf16 and fp16. ``K``, ``topk`` and
+    ``activation`` are given all or none. Raises ValueError for parts that no name could carry.
+    """
+
+    E: int
+    N: int
+    device_name: str
+    dtype: str | None = None
+    block_shape: tuple[int, int] | None = None
+    per_channel_quant: bool = False
+    down: bool = False
+    K: int | None = None
+    topk: int | None = None
+    activation: str | None = None
+    blank: bool = True  # SGLang's spelling of block_shape; vLLM's has no blank
+
+    def __post_init__(self) -> None:
+        if self.block_shape is None and not self.blank:
+            object.__setattr__(self, "blank", True)
+        if len({self.K is None, self.topk is None, self.activation is None}) != 1:
+            raise ValueError("a table name carries K, topk and activation together or not at all")
+        if re.search(r"[,\s/\\\0]", self.device_name) or self.device_name.endswith("_down"):
+            raise ValueError(f"{self.device_name!r} cannot stand in a file name as device_name")
+        if _match(self.format()) != _fields(self):
+            raise ValueError(f"{self.format()!r} is not of the form {_FORM}")
+
+    def format(self) -> str:
+        """The file name."""
+        parts = [f"E={self.E},N={self.N},device_name={self.device_name}"]
+        if self.dtype:
+            parts.append(f"dtype={self.dtype}")
+        if self.block_shape:
+            parts.append(f"block_shape=[{self.block_shape[0]},{' ' if self.blank else ''}{self.block_shape[1]}]")
+        if self.per_channel_quant:
+            parts.append("per_channel_quant=True")
+        if self.K is not None:
+            parts.append(f"K={self.K},topk={self.topk},activation={self.activation}")
+        return ",".join(parts) + ("_down.json" if self.down else ".json")
+
+    @classmethod
+    def parse(cls, file_name: str) -> TableName:
+        """Read a file name (no folder). Raises ValueError saying which part is off."""
+        fields = _match(file_name)
+        if fields is None:
+            raise ValueError(_what_is_off(file_name))
+        return cls(*fields)  # type: ignore[arg-type]
+
+    @classmethod
+    def of(cls, device_name: str, shape: MoeShape, down: bool = False) -> TableName:
+        """The unqualified name of an unquantized shape's table on a device (its ``table_name``)."""
+        return cls(shape.E, shape.N, device_name, _DTYPE_WORDS[shape.dtype], down=down)
+
+    def qualified(self, shape: MoeShape) -> TableName:
+        """The same name with the K, topk and activation of ``shape``."""
+        return replace(self, K=shape.K, topk=shape.topk, activation=shape.activation)
+
+    def side(self, down: bool) -> TableName:
+        """The name of the same shape's other (or same) projection."""
+        return replace(self, down=down)
+
+    @property
+    def sidecar(self) -> str:
+        """The name of the sidecar that both projections' files share."""
+        return self.side(False).format().removesuffix(".json") + ".meta.json"
+
+
+def _match(file_name: str) -> tuple[object, ...] | None:
+    found = _GRAMMAR.fullmatch(file_name)
+    if found is None:
+        return None
+    block = (int(found["bn"]), int(found["bk"])) if found["bn"] else None
+    K, topk = (int(found["K"]), int(found["topk"])) if found["K"] else (None, None)
+    return (
+        int(found["E"]), int(found["N"]), found["device"], found["dtype"], block, bool(found["channel"]),
+        bool(found["down"]), K, topk, found["activation"], found["blank"] != "" if block else True,
+    )  # fmt: skip
+
+
+def _fields(name: TableName) -> tuple[object, ...]:
+    return (
+        name.E, name.N, name.device_name, name.dtype, name.block_shape, name.per_channel_quant, name.down, name.K,
+        name.topk, name.activation, name.blank,
+    )  # fmt: skip
+
+
+def _what_is_off(file_name: str) -> str:
+    """The first part that breaks the grammar, named."""
+    if not file_name.endswith(".json"):
+        return f"{file_name!r} does not end in .json"
+    for part, pattern in (("E=", r"E=[1-9]\d*,"), ("N=", r".*?,N=[1-9]\d*,"), ("device_name=", r".*?,device_name=")):
+        if not re.match(pattern, file_name):
+            return f"{part}... is missing or malformed; the form is {_FORM}"
+    return f"a part after device_name is out of order or malformed; the form is {_FORM}"
