@@ -131,7 +131,7 @@ class Device:
         return " MIG " in f" {self.torch_name} "
 
     def peak(self, dtype: str) -> float:
-        """Dense peak in TFLOP/s (TOP/s for int8); 0.0 where the device has no units for it. ``"bfloat16"`` = ``"bf16"``."""
+        """Dense peak in TFLOP/s (TOP/s for int8); 0.0 where the device has no such units. ``"bfloat16"`` is bf16."""
         word = str(dtype).removeprefix("torch.").lower()
         rate = _RATE_OF.get(word, word)
         if rate not in RATES:

@@ -89,7 +89,7 @@ def _live(known: Device, facts: Facts, index: int) -> Device:
         arch=facts.gcn_arch or (facts.capability.arch if facts.capability else known.arch),
         sm_count=facts.sm_count or known.sm_count,
         shared_bytes=facts.shared_bytes or known.shared_bytes,
-        l2_bytes=facts.l2_bytes or known.l2_bytes,
+        l2_bytes=(facts.l2_bytes if known.vendor == "nvidia" else 0) or known.l2_bytes,  # ROCm reports one XCD's share
         memory_gb=round(facts.memory_bytes / 2**30, 1) or known.memory_gb,
         live=True,
         index=index,
@@ -135,7 +135,7 @@ def _unlisted(facts: Facts, index: int) -> Device:
 
 
 def _kin(facts: Facts) -> Device:
-    """The described GPU nearest in kind: the same capability or gfx name and the closest SM count, else any NVIDIA one."""
+    """The described GPU nearest in kind: the same capability or gfx name, the closest SM count."""
     described = [d for d in catalog().values() if d.vendor != "cpu"]
     same = [d for d in described if (d.arch == facts.gcn_arch if facts.gcn_arch else d.capability == facts.capability)]
     if not same:
@@ -269,7 +269,7 @@ def _smi_facts(row: Sequence[str]) -> Facts:
 
 
 def _choose(visible: str | None, uuids: Sequence[str]) -> list[int | str]:
-    """Which GPUs CUDA_VISIBLE_DEVICES leaves, as indices, or the UUID of a MIG slice. CUDA stops at the first unknown."""
+    """Which GPUs CUDA_VISIBLE_DEVICES leaves, as indices or the UUID of a MIG slice. CUDA stops at an unknown one."""
     if visible is None:
         return list(range(len(uuids)))
     out: list[int | str] = []

@@ -141,10 +141,8 @@ def validate(rows: list[Entry]) -> None:
             raw = priors.votes(shape, Capability(*row.capability), row.m, "up", rest)
             picks = {"default": vllm_default(row.m, row.e)}
             if raw:
-                picks["prior"] = max(raw, key=lambda t: (priors.smoothed(raw, t), t))
-                blocks: Counter[int] = Counter()
-                for tile, weight in raw.items():
-                    blocks[tile.block_m] += weight  # type: ignore[assignment]
+                votes = priors.smooth(raw)
+                picks["prior"] = max(raw, key=lambda t: (votes.of(t), raw[t], t))
             for name, pick in picks.items():
                 tally = score[name]
                 tally["points"] += 1
@@ -153,7 +151,7 @@ def validate(rows: list[Entry]) -> None:
                 tally["exact"] += knobs == 0
                 tally["within one"] += knobs <= 1
                 tally["same BLOCK_SIZE_M"] += pick.block_m == row.tile.block_m
-                tally["thin"] += name == "prior" and priors.is_thin(raw)
+                tally["thin"] += name == "prior" and votes.thin
     for name, tally in score.items():
         n = tally["points"]
         shares = ", ".join(f"{k} {tally[k] / n:.1%}" for k in ("exact", "within one", "same BLOCK_SIZE_M", "thin"))

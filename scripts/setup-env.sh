@@ -52,7 +52,7 @@ print(fit[-1] if fit else "")' "$torch_floor"
 # A build of torch on the configured wheel folders (PIP_FIND_LINKS) that asks for no CUDA package: a local, CPU-only wheel
 # need not carry "+cpu" in its version.
 local_cpu_version() {
-  pip install --quiet --dry-run --no-deps --no-index --ignore-installed --report - torch 2>/dev/null | "$venv/bin/python" -c '
+  pip install -qq --dry-run --no-deps --no-index --ignore-installed --report - torch 2>/dev/null | "$venv/bin/python" -c '
 import json, re, sys
 try:
     item = json.load(sys.stdin)["install"][0]
@@ -69,17 +69,17 @@ install_cpu_torch() {
   [ -n "$version" ] || version="$(newest_cpu_version)" || version=""
   if [ -n "$version" ]; then
     say "torch $version (a CPU build the configured package index offers)"
-    pip install --quiet "torch==$version"
+    pip install -qq "torch==$version"
     return
   fi
   version="$(newest_cpu_version --extra-index-url "$cpu_index" --timeout 10 --retries 1)" || version=""
   if [ -n "$version" ]; then
     say "torch $version (a CPU build from $cpu_index)"
-    pip install --quiet --extra-index-url "$cpu_index" "torch==$version"
+    pip install -qq --extra-index-url "$cpu_index" "torch==$version"
     return
   fi
   case "$(uname -s)" in
-    Darwin) say "torch (builds for macOS carry no CUDA)"; pip install --quiet "torch>=$torch_floor"; return ;;
+    Darwin) say "torch (builds for macOS carry no CUDA)"; pip install -qq "torch>=$torch_floor"; return ;;
   esac
   say "no CPU build of torch resolves from the configured index or from $cpu_index, and a CUDA build is not pulled"
   say "without a GPU: going on without torch. Deciding and 'tune --offline' work; tests that run kernels are skipped."
@@ -99,7 +99,7 @@ fi
 "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || die "$venv holds a Python older than 3.10. Remove it."
 # --dry-run --report came with pip 22.2.
 "$venv/bin/python" -c 'import pip, sys; sys.exit(tuple(map(int, pip.__version__.split(".")[:2])) >= (22, 2))' &&
-  pip install --quiet --upgrade "pip>=22.2"
+  pip install -qq --upgrade "pip>=22.2"
 
 if [ "$want_torch" = auto ]; then
   if has_nvidia_gpu; then want_torch=cuda; else want_torch=cpu; fi
@@ -108,14 +108,14 @@ if "$venv/bin/python" -c 'import torch' >/dev/null 2>&1; then
   say "torch is already in $venv"
 else
   case "$want_torch" in
-    cuda) say "torch (an NVIDIA GPU is here)"; pip install --quiet "torch>=$torch_floor" nvidia-ml-py ;;
+    cuda) say "torch (an NVIDIA GPU is here)"; pip install -qq "torch>=$torch_floor" nvidia-ml-py ;;
     cpu) install_cpu_torch ;;
     none) say "without torch, as asked" ;;
     *) die "KERNELMUX_TORCH=$want_torch is not one of auto, cuda, cpu, none." ;;
   esac
 fi
 say "kernelmux and its tools"
-pip install --quiet --editable ".[dev]"
+pip install -qq --editable ".[dev]"
 printf '%s' "$fingerprint" >"$stamp"
 "$venv/bin/python" - >&2 <<'PY'
 from importlib.metadata import PackageNotFoundError, version

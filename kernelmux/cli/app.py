@@ -1,4 +1,4 @@
-"""The ``kernelmux`` group: finds a command's file by its name, and turns every error into one sentence and an exit code.
+"""The ``kernelmux`` group: finds a command's file by its name, turns every error into one sentence and a code.
 
 ``kernelmux/cli/<name>.py`` holds a click command of the same name. Nothing else is registered anywhere: a new command
 is a new file.

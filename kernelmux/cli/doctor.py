@@ -72,7 +72,8 @@ def _render(data: dict[str, Any]) -> None:
     for d in data["devices"]:
         trust = "" if d["trusted"] else "; not in the catalog, portable kernels only"
         say(
-            f"GPU {d['index']}: {d['torch_name']} ({d['capability'] or d['arch']}), driver {d['driver'] or 'unknown'}{trust}"
+            f"GPU {d['index']}: {d['torch_name']} ({d['capability'] or d['arch']}), "
+            f"driver {d['driver'] or 'unknown'}{trust}"
         )
     for folder in data["folders"]:
         say(
