@@ -7,7 +7,7 @@ layer to layer is refused with a sentence that says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -124,7 +124,7 @@ def _from_config(config: Mapping[str, Any]) -> Scheme:
         raise UsageError(
             "this quantization config has no quant_method; expected the quantization_config of a config.json."
         )
-    readers = {
+    readers: dict[str, Callable[[Mapping[str, Any]], Scheme]] = {
         "fp8": _fp8,
         "awq": _integer,
         "gptq": _integer,

@@ -40,11 +40,18 @@ def discover(modules: Iterable[str] = BUILTIN) -> Registry:
         ]
     registry = Registry(items)
     for announced, value, owner in announced_kernels():
-        try:
-            registry.add(*_items(_resolve(value)))
-        except Exception as error:  # someone else's package: any fault of it is a fact to report, not ours to raise
-            registry.faults.append(f"{owner}: entry point {announced} = {value}: {error}")
+        fault = _add_announced(registry, value)
+        if fault:
+            registry.faults.append(f"{owner}: entry point {announced} = {value}: {fault}")
     return registry
+
+
+def _add_announced(registry: Registry, value: str) -> str:
+    try:
+        registry.add(*_items(_resolve(value)))
+    except Exception as error:  # someone else's package: any fault of it is a fact to report, not ours to raise
+        return str(error) or type(error).__name__
+    return ""
 
 
 def announced_kernels() -> list[tuple[str, str, str]]:

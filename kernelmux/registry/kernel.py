@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from kernelmux.registry.problem import Problem
 
 BACKENDS = (
-    "torch torch_compile triton jit_cuda cutlass cudnn cublas trtllm cutedsl cutile b12x deepgemm marlin humming aiter"
-).split()
+    "torch", "torch_compile", "triton", "jit_cuda", "cutlass", "cudnn", "cublas", "trtllm", "cutedsl", "cutile", "b12x",
+    "deepgemm", "marlin", "humming", "aiter",
+)  # fmt: skip
 EVIDENCE = ("measured", "compiled", "declared")
 
 
@@ -84,7 +85,11 @@ class Kernel:
         answers: list[Decision] = [*_contract(op, problem)]
         if not device.trusted and not self.portable:
             answers.append(_untrusted(device))
-        answers += [requirement.check(device, packages, problem) for requirement in self.requirements]
+        said = {answer.code for answer in answers if isinstance(answer, Rejected)}
+        for requirement in self.requirements:
+            answer = requirement.check(device, packages, problem)
+            if not (isinstance(answer, Rejected) and answer.code in said):  # the op has said it: no kernel is to blame
+                answers.append(answer)
         answers += [_demand(self, demand) for demand in sorted(problem.demands - self.numerics.promises)]
         return combine(answers)
 
@@ -126,7 +131,7 @@ def _contract(op: Op, problem: Problem) -> list[Rejected]:
 def _untrusted(device: Device) -> Rejected:
     return Rejected(
         "untrusted",
-        f"{device.torch_name} ({device.arch}) is untrusted: nobody has listed this GPU, so only portable kernels are offered",
+        f"{device.torch_name} ({device.arch}) is untrusted (nobody has listed this GPU): portable kernels only",
         "use a portable backend (triton, torch), or add the GPU to devices.yaml with its facts",
     )
 

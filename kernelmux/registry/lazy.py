@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from kernelmux.errors import MissingPackage
+from kernelmux.registry.frozen import guard
 
 _loaded: dict[str, Any] = {}
 
@@ -34,12 +35,12 @@ def is_loaded(spec: str | None) -> bool:
 def load(spec: str, needed_for: str = "") -> Any:
     """The object behind ``module:function``; imports the module on first use.
 
-    Raises MissingPackage when a third-party package of that module is not importable.
+    Raises MissingPackage when a third-party package of that module is not importable, FrozenError after ``freeze()``.
     """
     try:
         return _loaded[spec]
     except KeyError:
-        pass
+        guard(f"load {spec}")
     module, _, name = spec.partition(":")
     try:
         value: Any = import_module(module)

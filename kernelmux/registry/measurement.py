@@ -29,7 +29,7 @@ class Measurement:
     when: str = ""
 
     def stale(self, version: Callable[[str], str | None]) -> str | None:
-        """Why it no longer counts (a package has another release now), or None. Build tags (``+cu128``) do not matter."""
+        """Why it no longer counts, or None. ``version`` gives a package's version now; build tags do not matter."""
         for package, then in self.versions.items():
             now = version(package)
             if now is None or release(now) != release(then):

@@ -1,0 +1,212 @@
+"""Selection: the kernel and configuration chosen for a problem, the reasons, and every other candidate. Callable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from kernelmux.registry.decision import Rejected
+from kernelmux.registry.lazy import load
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kernelmux.device import Device
+    from kernelmux.policies.rule import Rule
+    from kernelmux.quant import Scheme
+    from kernelmux.registry.config import ConfigChoice
+    from kernelmux.registry.kernel import Kernel
+    from kernelmux.registry.op import Op
+    from kernelmux.registry.problem import Problem
+
+SOURCES = ("override", "measured", "policy", "fallback")
+
+prepare_hooks: list[Callable[[Selection], None]] = []
+"""Called with the Selection before weights are converted or, for ops without weights, at ``warmup()`` or the first
+call; a hook that raises stops it. The place of the trust gate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outranked:
+    """A candidate that could run and was not taken: ``by`` names the rule or choice that took another."""
+
+    backend: str
+    kernel: str
+    by: str
+    conditions: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"backend": self.backend, "kernel": self.kernel, "by": self.by}
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A candidate that cannot run; ``decision`` holds every reason, the headline first."""
+
+    backend: str
+    kernel: str
+    decision: Rejected
+
+    @property
+    def code(self) -> str:
+        return self.decision.code
+
+    @property
+    def reason(self) -> str:
+        return self.decision.reason
+
+    @property
+    def remedy(self) -> str:
+        return self.decision.remedy
+
+    @property
+    def link(self) -> str | None:
+        return self.decision.link
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """One object a reason."""
+        return [{"backend": self.backend, **reason.to_json()} for reason in self.decision.every()]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Selection:
+    """What runs for one problem on one device, and why. Two selections are equal only if they are one.
+
+    ``source`` says what decided (``override``, ``measured``, ``policy``, ``fallback``), ``rule`` names the policy rule
+    where one did, ``evidence`` is what is known of this kernel on this GPU (``measured``, ``compiled``, ``declared``).
+    """
+
+    op: Op
+    device: Device
+    problem: Problem
+    declaration: Kernel
+    source: str
+    evidence: str
+    why: str
+    policy_rule: Rule | None = None
+    configs: ConfigChoice | None = None
+    conditions: tuple[str, ...] = ()
+    outranked: tuple[Outranked, ...] = ()
+    rejected: tuple[Refused, ...] = ()
+    _by_tokens: dict[int, Any] = field(default_factory=dict, repr=False)
+    _state: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def backend(self) -> str:
+        return self.declaration.backend
+
+    @property
+    def kernel(self) -> str:
+        return self.declaration.name
+
+    @property
+    def scheme(self) -> Scheme:
+        return self.problem.scheme
+
+    @property
+    def rule(self) -> str | None:
+        return None if self.policy_rule is None else self.policy_rule.id
+
+    @property
+    def tokens(self) -> int | None:
+        """The token count, where the problem gives a single one."""
+        given = self.problem.tokens(self.op.token_axis)
+        return given[0] if given and given[0] == given[1] else None
+
+    @property
+    def config(self) -> Any:
+        """The launch configuration at the problem's token count; None where it gives none or the kernel takes none."""
+        tokens = self.tokens
+        return None if tokens is None else self.config_at(tokens)
+
+    @property
+    def config_source(self) -> str | None:
+        return None if self.configs is None else self.configs.source
+
+    @property
+    def config_grade(self) -> str | None:
+        return None if self.configs is None else self.configs.grade
+
+    @property
+    def config_path(self) -> Path | None:
+        return None if self.configs is None else self.configs.path
+
+    def to_json(self) -> dict[str, Any]:
+        """The object ``kernelmux select --json`` prints. ``rejected`` has one entry a reason, the headline first."""
+        device = self.device
+        return {
+            "op": self.op.name,
+            "device": {"name": device.name, "capability": str(device.capability) if device.capability else None},
+            "scheme": self.scheme.name,
+            "backend": self.backend,
+            "kernel": self.kernel,
+            "source": self.source,
+            "evidence": self.evidence,
+            "why": self.why,
+            "rule": self.rule,
+            "config": None if self.configs is None else self.configs.to_json(self.tokens),
+            "config_source": self.config_source,
+            "config_grade": self.config_grade,
+            "conditions": list(self.conditions),
+            "outranked": [other.to_json() for other in self.outranked],
+            "rejected": [reason for other in self.rejected for reason in other.to_json()],
+        }
+
+    def explain(self) -> str:
+        """Every candidate in one table: chosen, outranked by what, rejected why and what would mend it."""
+        from kernelmux.policies.explain import explain
+
+        return explain(self)
+
+    def prepare(self, **tensors: Any) -> Any:
+        """Convert weights to this kernel's layout: ``sel.prepare(w1=w1, w2=w2)``. As they are where it needs none.
+
+        Without a prepare step a single tensor comes back itself, several as the mapping they were given in.
+        Raises MissingPackage when the kernel's package is not importable, FrozenError after ``freeze()`` for a
+        kernel that was not warmed.
+        """
+        self.check()
+        spec = self.declaration.prepare
+        if spec is None:
+            return next(iter(tensors.values())) if len(tensors) == 1 else tensors
+        return load(spec, f"preparing weights for {self.kernel}")(self.device, **tensors)
+
+    def check(self) -> None:
+        """Run the prepare hooks, once a Selection."""
+        if "checked" not in self._state:
+            for hook in prepare_hooks:
+                hook(self)
+            self._state["checked"] = True
+
+    def warm(self) -> None:
+        """Load everything a call needs, so that it also runs after ``freeze()``."""
+        self.check()
+        self._bind()
+        if self.declaration.prepare is not None:
+            load(self.declaration.prepare, f"preparing weights for {self.kernel}")
+
+    def __call__(self, x: Any, weights: Any = None, **op_args: Any) -> Any:
+        """Run the kernel on ``x`` with the weights ``prepare`` gave, at the configuration for this call's tokens."""
+        run = self._state.get("run") or self._bind()
+        if self.configs is None:
+            return run(x, weights, config=None, **op_args)
+        tokens = self._state["shape"](x, weights, **op_args)[self.op.token_axis]
+        config = self._by_tokens.get(tokens)
+        return run(x, weights, config=config or self.config_at(tokens), **op_args)
+
+    def config_at(self, tokens: int) -> Any:
+        """The launch configuration for this token count, kept for the next call; None where the kernel takes none."""
+        config = self._by_tokens.get(tokens)
+        if config is None and self.configs is not None:
+            config = self._by_tokens[tokens] = self.configs.at(tokens)
+        return config
+
+    def _bind(self) -> Callable[..., Any]:
+        run: Callable[..., Any] = load(self.declaration.load, f"running {self.kernel}")
+        if self.configs is not None:
+            shape: Callable[..., Mapping[str, int]] = load(self.op.problem, f"reading the shape of {self.op.name}")
+            self._state["shape"] = shape
+        self.check()
+        self._state["run"] = run
+        return run
