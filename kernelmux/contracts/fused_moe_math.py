@@ -133,22 +133,27 @@ def check_ids(topk_ids: Tensor, experts: int, expert_map: Tensor | None = None) 
         )
 
 
-def routing(tokens: int, experts: int, topk: int, *, seed: int, device: str, skew: float = 0.0) -> tuple[Tensor, Tensor]:
+def routing(
+    tokens: int, experts: int, topk: int, *, seed: int, device: str, skew: float = 0.0, idle: bool = False
+) -> tuple[Tensor, Tensor]:
     """(topk_weights fp32, topk_ids int32), both [tokens, topk]: softmax of random logits, renormalised.
 
     ``skew`` adds that many standard deviations of per-expert preference, so that some experts are crowded.
+    ``idle`` leaves the last expert without a token, where topk allows.
     """
     generator = torch.Generator(device="cpu").manual_seed(seed)
     logits = torch.randn(tokens, experts, generator=generator)
     if skew:
         logits += skew * torch.randn(1, experts, generator=generator)
+    if idle and topk < experts:
+        logits[:, -1] = -torch.inf
     weights, ids = torch.softmax(logits, dim=-1).topk(topk, dim=-1)
     weights = weights / weights.sum(dim=-1, keepdim=True)
     return weights.to(device), ids.to(torch.int32).to(device)
 
 
 def examples(device: str = "cpu", dtype: torch.dtype = torch.bfloat16) -> Iterator[dict[str, object]]:
-    """Small calls that cover the contract: gated and not, one token, no token, an expert nobody visits."""
+    """Small calls that cover the contract: gated and not, one token, no token, uneven routing, an idle expert."""
     for activation, tokens, experts, inner, hidden, topk in (
         ("silu", 37, 8, 48, 64, 2),
         ("gelu", 5, 4, 32, 96, 1),
@@ -159,9 +164,7 @@ def examples(device: str = "cpu", dtype: torch.dtype = torch.bfloat16) -> Iterat
     ):
         generator = torch.Generator(device="cpu").manual_seed(tokens)
         up = inner * (2 if activation in GATED else 1)
-        weights, ids = routing(tokens, experts, topk, seed=tokens, device=device, skew=1.0)
-        if topk < experts:
-            ids = torch.where(ids == experts - 1, 0, ids)  # the last expert gets nothing
+        weights, ids = routing(tokens, experts, topk, seed=tokens, device=device, skew=1.0, idle=True)
 
         def draw(*size: int, scale: float = 1.0, source: torch.Generator = generator) -> Tensor:
             return (torch.randn(*size, generator=source) * scale).to(dtype).to(device)

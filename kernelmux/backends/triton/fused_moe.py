@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...contracts.moe_shape import MoeShape
 from ...tuning_configs.tile import Tile
 from .moe_launch import gemm, reduce_pairs, sort_pairs
-from .moe_rules import DIRECT_BLOCK_M, direct
+from .moe_rules import DIRECT_BLOCK_M, direct, most_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,36 +47,54 @@ def run(
     shape = MoeShape(
         w1.shape[0], w2.shape[2], x.shape[1], topk_ids.shape[1], activation, str(x.dtype).removeprefix("torch.")
     )
-    tokens = x.shape[0]
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    if tokens == 0:
+    if x.shape[0] == 0:
         return out
-    x = x if x.stride(1) == 1 else x.contiguous()
-    topk_ids = topk_ids.contiguous()
+    inner = torch.empty((inner_rows(shape, x.shape[0], config.up), shape.N), dtype=x.dtype, device=x.device)
+    pair_out = torch.empty((topk_ids.numel(), shape.K), dtype=x.dtype, device=x.device)
     pair_weights = topk_weights.contiguous()
-    if pair_weights.dtype != torch.float32:
-        pair_weights = pair_weights.float()
-    pairs = topk_ids.numel()
+    launch(
+        shape, x if x.stride(1) == 1 else x.contiguous(), w1, w2, inner, pair_out, out, config=config,
+        pair_weights=pair_weights if pair_weights.dtype == torch.float32 else pair_weights.float(),
+        topk_ids=topk_ids.contiguous(), scale=routed_scaling_factor, weight_on_input=apply_router_weight_on_input,
+        expert_map=expert_map,
+    )  # fmt: skip
+    return out
+
+
+def inner_rows(shape: MoeShape, tokens: int, up: Tile) -> int:
+    """Rows of the buffer between the two GEMMs: one a pair when direct, else whole blocks for any routing."""
+    pairs = tokens * shape.topk
+    return pairs if direct(shape, tokens) else most_blocks(pairs, shape.E, up.block_m) * up.block_m
+
+
+def launch(
+    shape: MoeShape,
+    x: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    inner: Tensor,  # [inner_rows, N]
+    pair_out: Tensor,  # [M * topk, K]
+    out: Tensor,  # [M, K]
+    *,
+    config: MoeConfig,
+    pair_weights: Tensor,  # [M, topk] fp32
+    topk_ids: Tensor,  # [M, topk]
+    scale: float = 1.0,
+    weight_on_input: bool = False,
+    expert_map: Tensor | None = None,
+) -> None:
+    """The whole pipeline into buffers that the caller owns."""
     up, down = config.up, config.down
-    if direct(shape, tokens):
-        blocks = None
+    blocks = None
+    if direct(shape, x.shape[0]):
         up, down = as_direct(up), as_direct(down)
-        rows = pairs
     else:
         blocks = sort_pairs(topk_ids, shape.E, up.block_m, expert_map)
-        rows = blocks.rows
-    inner = torch.empty((rows, shape.N), dtype=x.dtype, device=x.device)
-    pair_out = torch.empty((pairs, shape.K), dtype=x.dtype, device=x.device)
-    gemm(
-        shape, "up", up, x, w1, inner, pair_weights=pair_weights, topk_ids=topk_ids, expert_map=expert_map,
-        blocks=blocks, weighted=apply_router_weight_on_input,
-    )  # fmt: skip
-    gemm(
-        shape, "down", down, inner, w2, pair_out, pair_weights=pair_weights, topk_ids=topk_ids, expert_map=expert_map,
-        blocks=blocks, weighted=not apply_router_weight_on_input,
-    )  # fmt: skip
-    reduce_pairs(pair_out, out, topk_ids, shape.E, expert_map, routed_scaling_factor)
-    return out
+    common = dict(pair_weights=pair_weights, topk_ids=topk_ids, expert_map=expert_map, blocks=blocks)
+    gemm(shape, "up", up, x, w1, inner, weighted=weight_on_input, **common)
+    gemm(shape, "down", down, inner, w2, pair_out, weighted=not weight_on_input, **common)
+    reduce_pairs(pair_out, out, topk_ids, shape.E, expert_map, scale)
 
 
 def as_direct(tile: Tile) -> Tile:
@@ -83,3 +102,29 @@ def as_direct(tile: Tile) -> Tile:
     if tile.block_m == DIRECT_BLOCK_M and not tile.use_tma:
         return tile
     return Tile(DIRECT_BLOCK_M, tile.block_n, tile.block_k, tile.group_m, tile.warps, tile.stages)
+
+
+def warmup(selection: Any, ms: Iterable[int]) -> None:
+    """Run each of these token counts once on zeros, so that no later call with them compiles or loads a kernel.
+
+    Each M has its own tile, and M itself is no compile-time constant: one call an M covers it.
+    """
+    import torch
+
+    size = selection.problem.shape
+    activation = selection.problem.activation or "silu"
+    shape = MoeShape.from_axes(size, activation, selection.problem.dtype or "bfloat16")
+    device = torch.device("cuda", selection.device.index or 0)
+    dtype = getattr(torch, shape.dtype)
+    weights = MoeWeights(
+        torch.zeros(shape.E, shape.up_n, shape.K, dtype=dtype, device=device),
+        torch.zeros(shape.E, shape.K, shape.N, dtype=dtype, device=device),
+    )
+    for m in ms:
+        ids = torch.arange(m * shape.topk, device=device, dtype=torch.int32).remainder(shape.E).view(m, shape.topk)
+        for topk_ids in (ids, ids.long()):
+            run(
+                torch.zeros(m, shape.K, dtype=dtype, device=device), weights, config=selection.config_at(m),
+                topk_weights=torch.zeros(m, shape.topk, device=device), topk_ids=topk_ids, activation=activation,
+            )  # fmt: skip
+    torch.cuda.synchronize(device)
