@@ -1,0 +1,169 @@
+"""``kernelmux configs``: look into tuned tables and judge them."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kernelmux.cli.output import emit, note, say, table
+from kernelmux.cli.params import SHAPE
+from kernelmux.errors import ConfigFileError
+
+if TYPE_CHECKING:
+    from kernelmux.tuning_configs.check import FileReport
+    from kernelmux.tuning_configs.sidecar import Sidecar
+    from kernelmux.tuning_configs.table import MoeTable
+
+
+@click.group()
+def configs() -> None:
+    """Look into tuned tables and judge them."""
+
+
+@configs.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@click.pass_context
+def check(ctx: click.Context, paths: tuple[Path, ...], as_json: bool) -> None:
+    """Judge table files, or every table below a folder. Exits with 1 when anything is wrong."""
+    from kernelmux.tuning_configs.check import check as judge
+
+    reports = judge(paths)
+    emit({"files": [report.to_json() for report in reports]}, as_json, lambda: _say_reports(reports))
+    if any(not report.ok for report in reports):
+        ctx.exit(1)
+
+
+def _say_reports(reports: list[FileReport]) -> None:
+    for report in reports:
+        for fault in report.faults:
+            place = f" at {fault.where}" if fault.where else ""
+            say(f"{report.path}{place}: {fault.message} {fault.fix} [{fault.code}]")
+    faulty = sum(not report.ok for report in reports)
+    if not reports:
+        say("No table found.")
+    else:
+        say(f"{len(reports)} files, {faulty} with faults." if faulty else f"{len(reports)} files, all sound.")
+
+
+@configs.command()
+@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.option("--device", "device_name", help="Show the table that a selection for this device would use.")
+@click.option("--shape", type=SHAPE, help="E=128,N=384,K=2048,topk=8")
+@click.option("--activation", default="silu", show_default=True, help="Activation of the shape.")
+@click.option("--dtype", default="bfloat16", show_default=True, help="Dtype of the shape.")
+@click.option("--triton", "triton_version", help="Triton version to look for; the installed one if not given.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def show(
+    path: Path | None,
+    device_name: str | None,
+    shape: dict[str, Any] | None,
+    activation: str,
+    dtype: str,
+    triton_version: str | None,
+    as_json: bool,
+) -> None:
+    """Show one table file, or with --device and --shape the table that a selection would use."""
+    if (path is None) == (device_name is None):
+        raise click.UsageError("give a table file, or --device with --shape.")
+    if path is not None:
+        _show_file(path, as_json)
+        return
+    if shape is None:
+        raise click.UsageError("--device needs --shape, like E=128,N=384,K=2048,topk=8.")
+    _show_choice(str(device_name), shape, activation, dtype, triton_version, as_json)
+
+
+def _show_file(path: Path, as_json: bool) -> None:
+    from kernelmux.tuning_configs import sidecar as sidecars
+    from kernelmux.tuning_configs.document import read
+    from kernelmux.tuning_configs.names import TableName
+    from kernelmux.tuning_configs.reconcile import reconciled
+
+    try:
+        name = TableName.parse(path.name)
+    except ValueError as error:
+        raise ConfigFileError(path, "file name", f"{error}.", "Give the path of one table file.") from error
+    up_path, down_path = path.with_name(name.side(False).format()), path.with_name(name.side(True).format())
+    up = read(up_path if up_path.exists() else path).checked()
+    down = read(down_path).checked() if down_path.exists() else up
+    side_path = path.with_name(name.sidecar)
+    meta = sidecars.load(side_path) if side_path.exists() else None
+    shown, notes = reconciled(up.tiles, down.tiles, path)
+    data = {
+        "path": str(path),
+        "source": meta.source if meta else "imported",
+        "table": {str(m): config.to_json() for m, config in shown.configs().items()},
+        "sidecar": meta.to_json() if meta else None,
+        "notes": list(notes),
+    }
+    emit(data, as_json, lambda: _say_table(shown, meta, str(path), notes))
+
+
+def _show_choice(
+    device_name: str, axes: dict[str, Any], activation: str, dtype: str, triton_version: str | None, as_json: bool
+) -> None:
+    from kernelmux.contracts.moe_shape import MoeShape
+    from kernelmux.device import resolve_device
+    from kernelmux.registry.packages import Packages
+    from kernelmux.registry.problem import dtype_name
+    from kernelmux.tuning_configs import sidecar as sidecars
+    from kernelmux.tuning_configs.lookup import find
+
+    device = resolve_device(device_name)
+    whole = MoeShape.from_axes(axes, activation, dtype_name(dtype) or "bfloat16")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the choice's notes say the same
+        choice = find(device, triton_version or Packages.installed().get("triton"), whole)
+    data = {
+        "device": device.name,
+        "shape": whole.brief(),
+        "config_source": choice.source,
+        "grade": choice.grade,
+        "why": choice.why,
+        "path": str(choice.path) if choice.path else None,
+        "table": choice.to_json(None),
+        "notes": list(choice.notes),
+    }
+
+    def words() -> None:
+        from kernelmux.contracts.moe_shape import USUAL_M
+        from kernelmux.tuning_configs.names import TableName
+        from kernelmux.tuning_configs.table import MoeTable
+
+        meta = None
+        if choice.path is not None:
+            side_path = choice.path.with_name(TableName.parse(choice.path.name).sidecar)
+            meta = sidecars.load(side_path) if side_path.exists() else None
+        shown = choice.table or MoeTable.of({m: choice.at(m) for m in USUAL_M})
+        _say_table(shown, meta, f"{choice.source} ({choice.grade}): {choice.why}", choice.notes)
+        if choice.path:
+            say(str(choice.path))
+
+    emit(data, as_json, words)
+
+
+def _say_table(shown: MoeTable, meta: Sidecar | None, title: str, notes: tuple[str, ...]) -> None:
+    points = meta.points if meta else {}
+    head = ["M", "up", "down"] + (["up us", "down us", "default us"] if points else [])
+    rows: list[list[object]] = []
+    for m, config in shown.configs().items():
+        row: list[object] = [m, config.up.short(), config.down.short()]
+        if points:
+            point = points.get(m)
+            row += [_us(point.up_us), _us(point.down_us), _us(point.default_us)] if point else [None, None, None]
+        rows.append(row)
+    table(head, rows, right=[0, *range(3, len(head))], title=title)
+    if meta is not None:
+        say(
+            f"{meta.source} on {meta.device.get('torch_name', '?')} with {meta.kernel.get('name', '?')}, {meta.created}"
+        )
+    for sentence in notes:
+        note(sentence)
+
+
+def _us(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1f}"

@@ -1,0 +1,77 @@
+"""Where tables lie: ``<root>/triton_3_6_0/`` for measured and foreign ones, ``<root>/predicted/triton_3_6_0/``."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGED = Path(__file__).with_name("configs")
+# Beside the measured tables, not among them, so that neither can overwrite the other: the names are equal.
+PREDICTED = "predicted"
+
+Version = tuple[int, int, int]
+
+_DIRECTORY = re.compile(r"triton_(\d{1,4})_(\d{1,4})(?:_(\d{1,4}))?(?!\d)")
+_VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class VersionFolder:
+    """One folder of tables and the Triton version it is for."""
+
+    path: Path
+    version: Version
+
+
+def roots() -> tuple[Path, ...]:
+    """The user's folder, then the packaged one."""
+    from kernelmux.store.paths import config_dir
+
+    return (config_dir(), PACKAGED)
+
+
+def version_of(text: str | None) -> Version | None:
+    """(3, 6, 0) of "3.6.0", "3.6.0+git1a2b" or "3.6"; None for a version that is not known."""
+    found = _VERSION.match(text or "")
+    return (int(found[1]), int(found[2]), int(found[3] or 0)) if found else None
+
+
+def folder_name(triton_version: str) -> str:
+    """``triton_3_6_0``. Raises ValueError for a version without numbers."""
+    version = version_of(triton_version)
+    if version is None:
+        raise ValueError(f"{triton_version!r} is no Triton version")
+    return "triton_" + "_".join(map(str, version))
+
+
+def version_folders(root: Path) -> list[VersionFolder]:
+    """Every version folder below ``root``, measured and predicted, oldest first; none where there is no such folder.
+
+    A folder name that only begins like a version (``triton_3_5_1+git``) counts as that version; other names are
+    passed over.
+    """
+    found = []
+    for base in (root, root / PREDICTED):
+        try:
+            names = os.listdir(base)
+        except OSError:
+            continue
+        for name in names:
+            match = _DIRECTORY.match(name)
+            if match:
+                found.append(VersionFolder(base / name, (int(match[1]), int(match[2]), int(match[3] or 0))))
+    return sorted(found, key=lambda folder: (folder.version, str(folder.path)))
+
+
+def distance(version: Version, wanted: Version | None) -> tuple[int, int, int, int]:
+    """Sort key: nearest (major, minor, patch) first, the newer of two as near; the newest when none is wanted."""
+    if wanted is None:
+        return (-version[0], -version[1], -version[2], 0)
+    major, minor, patch = (abs(a - b) for a, b in zip(version, wanted, strict=True))
+    return (major, minor, patch, 0 if version >= wanted else 1)
+
+
+def spelled(version: Version) -> str:
+    return ".".join(map(str, version))
