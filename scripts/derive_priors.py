@@ -23,10 +23,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from kernelmux.autotune import priors  # noqa: E402
-from kernelmux.contracts.moe_shape import MoeShape  # noqa: E402
-from kernelmux.device import Capability  # noqa: E402
-from kernelmux.tuning_configs.tile import Tile  # noqa: E402
+from kernelmux.autotune import priors
+from kernelmux.contracts.moe_shape import MoeShape
+from kernelmux.device import Capability
+from kernelmux.tuning_configs.tile import Tile
 
 TABLE = re.compile(r"configs/(?:triton_[\d_]+/)?E=(\d+),N=(\d+),device_name=NVIDIA_([^,/]+?)(_down)?\.json$")
 CAPABILITIES = (

@@ -12,7 +12,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,17 +89,48 @@ def votes(
     return dict(total)
 
 
-def smoothed(raw: Mapping[Tile, float], tile: Tile) -> float:
-    """The vote for ``tile`` with a share of the votes for tiles one knob apart; TMA counts as its plain twin."""
-    plain = replace(tile, use_tma=False) if tile.use_tma else tile
-    total = raw.get(plain, 0.0)
-    for other, weight in raw.items():
-        knobs = knobs_apart(plain, other)
-        if knobs == 1:
-            total += SMOOTHING * weight
-        elif knobs == 2:
-            total += SMOOTHING * SMOOTHING * weight
-    return total
+Knobs = tuple[int, int, int, int, int, bool]
+
+
+def knobs(tile: Tile) -> Knobs:
+    """The tile as votes see it: GROUP_SIZE_M only as one or more, TMA not at all."""
+    return (tile.block_m, tile.block_n, tile.block_k, tile.warps, tile.stages, tile.group_m > 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Votes:
+    """Smoothed votes; ``of`` any tile."""
+
+    weights: Mapping[tuple[int, ...], float]
+    total: float
+
+    def of(self, tile: Tile) -> float:
+        return self.weights.get(knobs(tile), 0.0)
+
+    @property
+    def thin(self) -> bool:
+        """Whether hardly anybody tuned near this spot."""
+        return self.total < THIN
+
+
+def smooth(raw: Mapping[Tile, float]) -> Votes:
+    """Give each tile ``SMOOTHING ** n`` of the vote of every tile n knobs away, one knob at a time (it is separable)."""
+    weights: dict[tuple[int, ...], float] = {}
+    for tile, weight in raw.items():
+        weights[knobs(tile)] = weights.get(knobs(tile), 0.0) + weight
+    spots = weights
+    for axis in range(6):
+        values = {spot[axis] for spot in spots}
+        lines: defaultdict[tuple[int, ...], float] = defaultdict(float)
+        for spot, weight in spots.items():
+            lines[spot[:axis] + spot[axis + 1 :]] += weight
+        spread: dict[tuple[int, ...], float] = {}
+        for line, total in lines.items():
+            for value in values:
+                spot = (*line[:axis], value, *line[axis:])
+                spread[spot] = SMOOTHING * total + (1 - SMOOTHING) * spots.get(spot, 0.0)
+        spots = spread
+    return Votes(spots, sum(raw.values()))
 
 
 def knobs_apart(a: Tile, b: Tile) -> int:
@@ -112,10 +143,6 @@ def knobs_apart(a: Tile, b: Tile) -> int:
         + (a.stages != b.stages)
         + ((a.group_m == 1) != (b.group_m == 1))
     )
-
-
-def is_thin(raw: Mapping[Tile, float]) -> bool:
-    return sum(raw.values()) < THIN
 
 
 def _affinity(mine: Capability | tuple[int, int] | None, theirs: tuple[int, int]) -> float:

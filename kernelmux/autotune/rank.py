@@ -58,9 +58,7 @@ def rank(
     )
 
 
-def estimate(
-    tile: Tile, shape: MoeShape, device: Device, side: Side, m: int, facts: Facts | None = None
-) -> Estimate:
+def estimate(tile: Tile, shape: MoeShape, device: Device, side: Side, m: int, facts: Facts | None = None) -> Estimate:
     """Roofline of DRAM, L2 and tensor cores, with whole waves of blocks and the bytes a block keeps in flight."""
     columns, depth = shape.gemm(side)
     size, pairs = shape.element_bytes, m * shape.topk

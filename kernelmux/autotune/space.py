@@ -197,7 +197,7 @@ def neighbours(tile: Tile, effort: Effort, m: int, ground: Ground) -> list[Tile]
     ]  # fmt: skip
     for knob, values in steps:
         for value in _beside(getattr(tile, knob), values):
-            found[replace(tile, **{knob: value})] = None
+            found[replace(tile, **{knob: value})] = None  # type: ignore[arg-type]
     if m >= TMA_FROM_M:
         found[replace(tile, use_tma=not tile.use_tma)] = None
     out = {canonical(t, ground): None for t in found}

@@ -90,7 +90,11 @@ time.sleep(60)
 """
     root = str(Path(__file__).parents[3])
     parent = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=root, env={**os.environ, "PYTHONPATH": root}
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": root},
     )
     child = int(parent.stdout.readline())
     assert Path(f"/proc/{child}").exists()
