@@ -22,10 +22,11 @@ tune: env  ## tune an example model: on the GPU if there is one, else predict fo
 test: env  ## run the tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: env  ## ruff, mypy
+lint: env  ## ruff, mypy, import-linter
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
 
 format: env  ## let ruff rewrite the files
 	@$(BIN)/ruff check --fix .
