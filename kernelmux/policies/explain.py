@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from textwrap import wrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kernelmux.policies.selection import Selection
@@ -32,9 +32,13 @@ def explain(selection: Selection) -> str:
     return "\n".join([*lines, "", *_table(_rows(selection))])
 
 
-def _short(config: object) -> str:
+def _short(config: Any) -> str:
+    """A configuration in a few words: its own ``short()``, or that of each part of it."""
     short = getattr(config, "short", None)
-    return str(short()) if callable(short) else str(config)
+    if callable(short):
+        return str(short())
+    parts = getattr(config, "__dataclass_fields__", None) or {}
+    return ", ".join(f"{name} {_short(getattr(config, name))}" for name in parts) or str(config)
 
 
 def _rows(selection: Selection) -> list[tuple[str, str, str, str, str]]:

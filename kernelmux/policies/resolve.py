@@ -116,7 +116,7 @@ def complete(op: Op, device: Device, problem: Problem, demands: Iterable[str] = 
     if not device.trusted:
         conditions.append(f"{device.torch_name} is untrusted: nobody has listed this GPU, so portable kernels only")
     if device.note.startswith("stands for"):
-        conditions.append(f"{device.name} {device.note}")
+        conditions.append(f"{device.name} {device.note.partition('. ')[0]}")
     shape = check_shape(op.name, op.axes, op.token_axis, problem.shape)
     asked = problem.demands.union(demands)
     return replace(problem, op=op.name, dtype=dtype, shape=shape, demands=asked), tuple(conditions)

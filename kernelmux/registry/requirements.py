@@ -79,8 +79,9 @@ class VendorIn:
         if device.vendor in self.vendors:
             return ACCEPTED
         why = f" ({self.why})" if self.why else ""
+        here = device.vendor if device.name == device.vendor else f"{device.name}, which is {device.vendor}"
         remedy = f"choose a backend that runs on {device.vendor}, or a device of {_words(self.vendors)}"
-        return Rejected("vendor", f"it runs on {_words(self.vendors)}{why}; {device.name} is {device.vendor}", remedy)
+        return Rejected("vendor", f"it runs on {_words(self.vendors)}{why}, not on {here}", remedy)
 
     def describe(self) -> str:
         return f"on {_words(self.vendors)}"
