@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from kernelmux import twin
 from kernelmux.errors import ConfigFileError, UnknownDevice, UsageError
 
 CATALOG_FILE = Path(__file__).with_name("devices.yaml")
@@ -165,15 +166,19 @@ def normal(text: str) -> str:
     return re.sub(r"^(nvidia|amd)-", "", re.sub(r"[\s_/-]+", "-", text.strip().lower()).strip("-"))
 
 
-@lru_cache(maxsize=1)
-def _load() -> _Catalog:
+def _parse(path: Path) -> Any:
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml: 7 ms where pure Python takes 57 ms
     try:
-        raw = yaml.load(CATALOG_FILE.read_text(encoding="utf-8"), Loader=loader)
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     except (OSError, yaml.YAMLError) as error:
-        raise ConfigFileError(CATALOG_FILE, "", f"cannot be read ({error}).", "Reinstall kernelmux.") from error
+        raise ConfigFileError(path, "", f"cannot be read ({error}).", "Reinstall kernelmux.") from error
+
+
+@lru_cache(maxsize=1)
+def _load() -> _Catalog:
+    raw = twin.read(CATALOG_FILE, _parse)
     devices: dict[str, Device] = {}
     aliases: dict[str, tuple[str, ...]] = {}
     keys: dict[str, str] = {}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from kernelmux import twin
 from kernelmux.errors import ConfigFileError
 from kernelmux.policies.rule import BadRule, Rule, read_rule
 from kernelmux.registry.frozen import guard
@@ -30,7 +30,7 @@ class Policy:
     @classmethod
     def load(cls, path: Path | str) -> Policy:
         """Read a policy file. Raises ConfigFileError naming file, line, key and the expected form."""
-        return cls(tuple(_read(Path(path))))
+        return _policy(Path(path), _yaml(Path(path)))
 
     @classmethod
     def builtin(cls, op: str) -> Policy:
@@ -39,7 +39,7 @@ class Policy:
         if found is None:
             path = RULES_FOLDER / f"{op}.yaml"
             guard(f"read the rules of {op}")
-            found = _builtin[op] = cls.load(path) if op.isidentifier() and path.is_file() else cls()
+            found = _builtin[op] = _builtin_from(path) if op.isidentifier() and path.is_file() else cls()
         return found
 
     @classmethod
@@ -67,27 +67,37 @@ class Policy:
         return None, tuple(notes)
 
 
-def _read(path: Path) -> Iterable[Rule]:
-    from kernelmux.policies.strict_yaml import line_of, read_yaml
+def _builtin_from(path: Path) -> Policy:
+    return _policy(path, twin.read(path, _yaml))
 
-    data = read_yaml(path)
+
+def _yaml(path: Path) -> Any:
+    from kernelmux.policies.strict_yaml import read_yaml
+
+    return read_yaml(path)
+
+
+def _policy(path: Path, data: Any) -> Policy:
     rules = data.get("rules") if isinstance(data, dict) else None
     if not isinstance(data, dict) or set(data) != {"rules"} or not isinstance(rules, list):
         raise ConfigFileError(path, "", "is no policy.", "It has one key, rules, that holds a list of rules.")
-    seen: set[str] = set()
-    read = []
+    read: dict[str, Rule] = {}
     for index, entry in enumerate(rules):
         try:
             rule = read_rule(entry)
-            if rule.id in seen:
+            if rule.id in read:
                 raise BadRule("id", f"{rule.id!r} stands twice.", "Give every rule its own id.")
         except BadRule as error:
-            line = line_of(path, ("rules", index, *error.key.split(".", 2)))
-            name = entry.get("id") if isinstance(entry, dict) else None
-            place = f"line {line}, " if line else ""
-            rule_words = f"rule {name}" if name else f"rule {index + 1}"
-            key = f", {error.key}" if error.key else ""
-            raise ConfigFileError(path, f"{place}{rule_words}{key}", error.problem, error.fix) from None
-        seen.add(rule.id)
-        read.append(rule)
-    return read
+            raise _placed(error, path, index, entry) from None
+        read[rule.id] = rule
+    return Policy(tuple(read.values()))
+
+
+def _placed(error: BadRule, path: Path, index: int, entry: Any) -> ConfigFileError:
+    """The fault with its file, line, rule and key."""
+    from kernelmux.policies.strict_yaml import line_of
+
+    line = line_of(path, ("rules", index, *error.key.split(".", 2)))
+    name = entry.get("id") if isinstance(entry, dict) else None
+    words = [f"line {line}" if line else "", f"rule {name or index + 1}", error.key]
+    return ConfigFileError(path, ", ".join(word for word in words if word), error.problem, error.fix)

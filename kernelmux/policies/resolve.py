@@ -7,7 +7,7 @@ rule; the portable fallback. Nothing is read, imported or looked up here that wa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kernelmux.errors import NoKernel, UsageError
@@ -19,6 +19,7 @@ from kernelmux.registry.measurement import Measurement
 from kernelmux.registry.packages import ASSUMED, Packages
 from kernelmux.registry.problem import Problem, check_shape, dtype_name
 from kernelmux.registry.registry import Registry
+from kernelmux.registry.value import Value
 
 if TYPE_CHECKING:
     from kernelmux.device import Device
@@ -30,16 +31,14 @@ FALLBACK = ("triton", "torch")
 ConfigLookup = Callable[[Kernel, "Device", Packages, Problem], "ConfigChoice | None"]
 
 
-@dataclass(frozen=True, slots=True)
-class Explicit:
+class Explicit(Value):
     """A choice the caller made: a backend (or the name of a kernel), and by which means."""
 
     backend: str
     by: str = "argument"
 
 
-@dataclass(frozen=True, slots=True)
-class _Choice:
+class _Choice(Value):
     kernel: Kernel
     source: str
     why: str
@@ -78,6 +77,8 @@ def resolve(
     if choice is None:
         raise NoKernel(_nothing(problem, device, accepted, rejected), rejected)
     chosen = choice.kernel
+    config = configs(chosen, device, packages, problem) if configs is not None and chosen.configs else None
+    notes += getattr(config, "notes", ())
     return Selection(
         op=contract,
         device=device,
@@ -87,7 +88,7 @@ def resolve(
         evidence="measured" if choice.source == "measured" else chosen.evidence_on(device),
         why=choice.why,
         policy_rule=choice.rule,
-        configs=configs(chosen, device, packages, problem) if configs is not None and chosen.configs else None,
+        configs=config,
         conditions=tuple(dict.fromkeys((*conditions, *_conditions(accepted[chosen]), *notes))),
         outranked=tuple(
             Outranked(kernel.backend, kernel.name, choice.by, _conditions(decision))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.device import Capability, Device, capabilities
 from kernelmux.errors import KernelmuxError
 from kernelmux.registry.packages import Packages
 from kernelmux.registry.problem import Problem, dtype_name
+from kernelmux.registry.value import Value
 
 if TYPE_CHECKING:
     from kernelmux.registry.op import Op
@@ -32,8 +32,7 @@ class BadRule(KernelmuxError):
         super().__init__(f"{key}: {problem}" + (f" {fix}" if fix else ""))
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Value):
     """Preferences over backends under a condition. None in a condition means "any".
 
     ``tokens`` is the lowest and highest token count, both included. ``prefer`` holds backends or kernel names, best

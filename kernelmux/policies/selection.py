@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kernelmux.registry.decision import Rejected
 from kernelmux.registry.lazy import load
+from kernelmux.registry.value import Value
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,8 +28,7 @@ prepare_hooks: list[Callable[[Selection], None]] = []
 call; a hook that raises stops it. The place of the trust gate."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outranked:
+class Outranked(Value):
     """A candidate that could run and was not taken: ``by`` names the rule or choice that took another."""
 
     backend: str
@@ -40,8 +40,7 @@ class Outranked:
         return {"backend": self.backend, "kernel": self.kernel, "by": self.by}
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Value):
     """A candidate that cannot run; ``decision`` holds every reason, the headline first."""
 
     backend: str

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Union
 
+from kernelmux.registry.value import Value
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+
+class Accepted(Value):
     """Nothing stands in the way."""
 
 
-@dataclass(frozen=True, slots=True)
-class Conditional:
+class Conditional(Value):
     """Accepted, if what was not given turns out as ``conditions`` say."""
 
     conditions: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejected(Value):
     """It cannot run: a stable ``code``, why, and what would mend it.
 
     ``also`` holds the other reasons against the same kernel, in the order of its requirements.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from kernelmux.registry.value import Value
 
-@dataclass(frozen=True, slots=True)
-class Tolerance:
+
+class Tolerance(Value):
     """How far a kernel may be from the fp32 reference, and the reason for the number."""
 
     rtol: float
@@ -15,8 +16,7 @@ class Tolerance:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(Value):
     """What one call must do at least: floating-point operations and bytes moved to or from memory."""
 
     flops: float

@@ -6,11 +6,11 @@ A Requirement looks at one thing and answers Accepted, Conditional (it could not
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kernelmux.registry.decision import ACCEPTED, Conditional, Decision, Rejected, combine
 from kernelmux.registry.lazy import load
+from kernelmux.registry.value import Value
 
 if TYPE_CHECKING:
     from kernelmux.device import Capability, Device
@@ -39,8 +39,7 @@ def _words(values: frozenset[Any] | tuple[Any, ...]) -> str:
     return ", ".join(str(value) for value in sorted(values))
 
 
-@dataclass(frozen=True, slots=True)
-class OnCapability:
+class OnCapability(Value):
     """The GPUs it is for: an explicit set of compute capabilities, or ANY for a portable kernel.
 
     There is no way to say "at least": 12.0 lacks instructions that 10.0 has.
@@ -68,8 +67,7 @@ class OnCapability:
         return "any GPU" if isinstance(self.capabilities, _Any) else f"capability {_words(self.capabilities)}"
 
 
-@dataclass(frozen=True, slots=True)
-class VendorIn:
+class VendorIn(Value):
     """The makers it runs on: ``nvidia``, ``amd``, ``cpu``."""
 
     vendors: frozenset[str]
@@ -87,8 +85,7 @@ class VendorIn:
         return f"on {_words(self.vendors)}"
 
 
-@dataclass(frozen=True, slots=True)
-class NeedsPackage:
+class NeedsPackage(Value):
     """An installed distribution, in a version range (PEP 440; empty: any version).
 
     ``to_run`` marks what is needed to run the kernel and not to choose it: where it is missing the answer is a
@@ -124,8 +121,7 @@ class NeedsPackage:
         return f"{self.name}{self.spec}" + (" to run" if self.to_run else "")
 
 
-@dataclass(frozen=True, slots=True)
-class DtypeIn:
+class DtypeIn(Value):
     """The dtypes of the activations it takes, as torch names them."""
 
     dtypes: frozenset[str]
@@ -147,8 +143,7 @@ class DtypeIn:
         return f"dtype {_words(self.dtypes)}"
 
 
-@dataclass(frozen=True, slots=True)
-class SchemeIn:
+class SchemeIn(Value):
     """The quantization schemes it takes."""
 
     schemes: frozenset[str]
@@ -165,8 +160,7 @@ class SchemeIn:
         return f"quant {_words(self.schemes)}"
 
 
-@dataclass(frozen=True, slots=True)
-class ActivationIn:
+class ActivationIn(Value):
     """The activations it can apply."""
 
     activations: frozenset[str]
@@ -185,8 +179,7 @@ class ActivationIn:
         return f"activation {_words(self.activations)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Aligned:
+class Aligned(Value):
     """An axis that must be a multiple of a number of elements."""
 
     axis: str
@@ -211,8 +204,7 @@ class Aligned:
         return f"{self.axis} % {self.multiple} == 0"
 
 
-@dataclass(frozen=True, slots=True)
-class SharedMemory:
+class SharedMemory(Value):
     """The shared memory a block needs at least, in bytes (opt-in limit of the GPU)."""
 
     minimum: int
@@ -229,8 +221,7 @@ class SharedMemory:
         return f"{self.minimum} B shared memory"
 
 
-@dataclass(frozen=True, slots=True)
-class KnownIssue:
+class KnownIssue(Value):
     """A window in which it is known to be wrong: on these GPUs, while every one of these package ranges holds."""
 
     capabilities: frozenset[Capability] | _Any
@@ -249,8 +240,7 @@ class KnownIssue:
         return f"known issue: {self.reason}"
 
 
-@dataclass(frozen=True, slots=True)
-class Predicate:
+class Predicate(Value):
     """A rare fact as code: ``module:function(device, packages, problem) -> Decision``."""
 
     function: str
@@ -264,8 +254,7 @@ class Predicate:
         return self.summary
 
 
-@dataclass(frozen=True, slots=True)
-class AllOf:
+class AllOf(Value):
     """Every one of them; all reasons are reported, the first in front."""
 
     requirements: tuple[Requirement, ...]
@@ -277,12 +266,11 @@ class AllOf:
         return " and ".join(requirement.describe() for requirement in self.requirements)
 
 
-@dataclass(frozen=True, slots=True)
-class AnyOf:
+class AnyOf(Value):
     """One of them is enough: an unconditional one first. When none holds, the reasons of all are reported."""
 
     requirements: tuple[Requirement, ...]
-    why: str = field(default="")
+    why: str = ""
 
     def check(self, device: Device, packages: Packages, problem: Problem) -> Decision:
         answers = [requirement.check(device, packages, problem) for requirement in self.requirements]
