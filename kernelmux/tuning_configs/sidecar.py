@@ -114,7 +114,7 @@ def from_json(raw: object, path: Path | str) -> Sidecar:
         raise broken("sha256", "it must hold the hashes of the up and the down file.")
     try:
         points = {int(m): _point(point) for m, point in (raw.get("points") or {}).items()}
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
         raise broken("points", f"a point is malformed ({error}).") from error
     report = raw.get("report") or {}
     return Sidecar(
