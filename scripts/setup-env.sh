@@ -3,7 +3,7 @@
 #
 #   scripts/setup-env.sh [FOLDER]      default folder: .venv
 #
-#   PYTHON=python3.12                  the interpreter to use; default: the newest python3 >= 3.10 on PATH
+#   PYTHON=python3.12                  the interpreter to use; default: python3 if it is >= 3.10, else the newest on PATH
 #   KERNELMUX_TORCH=auto|cuda|cpu|none default auto: cuda where an NVIDIA GPU answers, else cpu
 #
 # Package-index settings of the environment (PIP_*, pip.conf) are honoured: nothing here names an index, but for the
@@ -22,7 +22,7 @@ die() { say "$*"; exit 1; }
 
 find_python() {
   local candidate
-  for candidate in "${PYTHON:-}" python3.13 python3.12 python3.11 python3.10 python3 python; do
+  for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11 python3.10 python; do
     [ -n "$candidate" ] && command -v "$candidate" >/dev/null 2>&1 || continue
     if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; then
       command -v "$candidate"
