@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import stat
 import time
 from collections.abc import Iterator
@@ -131,7 +130,7 @@ def _acquire(lock_path: Path, path: Path | str, wait_s: float) -> object:
             raise StoreError(
                 f"{path} is in use by {holder}; waited {wait_s:g} s. Let it finish, or stop it, and try again."
             ) from None
-        lock_path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        lock_path.write_text(f"process {os.getpid()} on {os.uname().nodename}\n", encoding="utf-8")
     except NotImplementedError as error:
         raise StoreError(f"cannot lock {path}: its file system has no locks. Choose a local folder.") from error
     except OSError as error:

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from kernelmux.errors import StoreError
+from kernelmux.registry import epoch
 from kernelmux.registry.measurement import Measurement
 from kernelmux.store.files import locked, store_error
 from kernelmux.store.records import CompileFact, Row, Run, canonical, run_key
@@ -190,7 +191,10 @@ class Journal:
     # -- whole kernels
 
     def record_measurement(self, *measurements: Measurement) -> None:
-        """Keep how fast kernels ran. One of the same problem, kernel, device and versions is replaced."""
+        """Keep how fast kernels ran; cached selections are made anew.
+
+        One of the same problem, kernel, device and versions is replaced.
+        """
         with self._writing() as db:
             db.executemany(
                 f"INSERT OR REPLACE INTO measurements ({_MEASURED}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -202,6 +206,7 @@ class Journal:
                     for x in measurements
                 ],
             )  # fmt: skip
+        epoch.bump()
 
     def measurements(self, op: str | None = None, device: str | None = None) -> list[Measurement]:
         """Measurements of whole kernels, last recorded last, for one op and one device (its table name) if given."""

@@ -120,7 +120,8 @@ def _what_is_off(file_name: str) -> str:
     """The first part that breaks the grammar, named."""
     if not file_name.endswith(".json"):
         return f"{file_name!r} does not end in .json"
-    for part, pattern in (("E=", r"E=[1-9]\d*,"), ("N=", r".*?,N=[1-9]\d*(?=[,.])"), ("device_name=", r".*?,device_name=")):
+    parts = {"E=": r"E=[1-9]\d*,", "N=": r".*?,N=[1-9]\d*(?=[,.])", "device_name=": r".*?,device_name="}
+    for part, pattern in parts.items():
         if not re.match(pattern, file_name):
             return f"{part}... is missing or malformed; the form is {_FORM}"
     return f"a part after device_name is out of order or malformed; the form is {_FORM}"

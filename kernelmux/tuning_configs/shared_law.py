@@ -12,6 +12,10 @@ instruction                    where                   bytes
 no asynchronous copies         7.5                     ``slab`` whatever the stages
 =============================  ======================  =====================================================
 
+A tile whose operands come through TMA (``use_tma``) takes 8 bytes more a buffer, for its barrier (with tcgen05 the
+barriers together are rounded up to 16 bytes). Without TMA in the hardware (8.x) Triton lowers such a kernel to plain
+loads that are not pipelined: the law says nothing of it.
+
 The law belongs to a pair (SM, Triton): 11.0 held 65,536 B under Triton 3.6 and 98,320 B under 3.9 for one tile. Where
 a pair has not been compared with compiled code, `predicted_shared` says so and answers with a lower bound. Filter by
 the law, then trust ``metadata.shared`` of the compiled kernel.
@@ -31,16 +35,18 @@ if TYPE_CHECKING:
 LAW_TRITON = "3.6.0"
 
 # (major, minor) of the GPU, (major, minor) of Triton -> compiled kernels that agreed to the byte, out of as many
-# compared (bf16, vLLM's fused_moe_kernel, stages 2..5, warps 4 and 8).
+# compared (bf16, stages 2..5, warps 4 and 8): vLLM's fused_moe_kernel, and 24 each of kernelmux's own (both sides,
+# gated and not; 9 of the 24 through TMA, on 8.0 only the 15 without).
 EXACT: dict[tuple[tuple[int, int], tuple[int, int]], int] = {
-    ((8, 0), (3, 6)): 44,
-    ((9, 0), (3, 6)): 468,
-    ((10, 0), (3, 6)): 24,
-    ((12, 0), (3, 6)): 173,
+    ((8, 0), (3, 6)): 44 + 15,
+    ((9, 0), (3, 6)): 468 + 24,
+    ((10, 0), (3, 6)): 24 + 24,
+    ((12, 0), (3, 6)): 173 + 24,
 }
 
 # Barriers that tcgen05 keeps beside its operands (24 of 24 compiled kernels).
 _TCGEN05_EXTRA = 16
+_BARRIER = 8  # bytes of an mbarrier
 # Warp groups of four issue wgmma and tcgen05 on 64 rows at a time; smaller tiles fall back to mma.sync.
 _GROUP_ROWS, _GROUP_WARPS = 64, 4
 
@@ -55,19 +61,21 @@ def predicted_shared(
     """(shared memory in bytes, whether that is exact) for one tile.
 
     ``a_bytes`` and ``b_bytes`` are bytes per element of the activations and the weights. ``capability`` None stands
-    for a GPU without one (AMD): a lower bound. Operands through TMA (``use_tma``) take the same bytes plus barriers,
-    so they are never exact, and neither are block-scaled types (0-5% more) or fewer than two stages.
+    for a GPU without one (AMD): a lower bound. Never exact: other than 2-byte elements (block-scaled types take 0-5%
+    more), fewer than two stages, TMA where the hardware has none.
     """
     slab = tile.slab_bytes(a_bytes, b_bytes)
     pair = None if capability is None else (int(capability[0]), int(capability[1]))
     measured = pair is not None and (pair, _major_minor(triton)) in EXACT
-    exact = measured and not tile.use_tma and tile.stages >= 2 and a_bytes == b_bytes == 2
+    has_tma = pair is not None and pair[0] >= 9
+    exact = measured and (has_tma or not tile.use_tma) and tile.stages >= 2 and a_bytes == b_bytes == 2
+    barriers = _BARRIER if tile.use_tma and has_tma else 0
     from_shared = tile.block_m >= _GROUP_ROWS and tile.warps >= _GROUP_WARPS
     if pair == (9, 0) and from_shared:
-        return slab * tile.stages, exact
+        return (slab + barriers) * tile.stages, exact
     if pair is not None and pair[0] == 10 and from_shared:
-        return slab * tile.stages + _TCGEN05_EXTRA, exact
-    return lower_bound(tile, capability, a_bytes, b_bytes), exact
+        return slab * tile.stages + -(-(_TCGEN05_EXTRA + barriers * tile.stages) // 16) * 16, exact
+    return lower_bound(tile, capability, a_bytes, b_bytes) + barriers * max(tile.stages - 1, 0), exact
 
 
 def lower_bound(

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelmux.errors import StoreError
+from kernelmux.registry import epoch
 from kernelmux.registry.measurement import Measurement
 from kernelmux.store.journal import Journal, read_rows
 from kernelmux.store.records import CompileFact, Row, canonical, run_key
@@ -113,7 +114,9 @@ def test_a_newer_measurement_of_the_same_thing_replaces_the_older(path: Path) ->
 
     with Journal(path) as journal:
         journal.record_measurement(measured(2.0), measured(5.0, "b"), measured(7.0, triton="3.7.0"))
+        before = epoch.value
         journal.record_measurement(measured(1.0))
+        assert epoch.value > before  # selections are made anew
         kept = [measured(5.0, "b"), measured(7.0, triton="3.7.0"), measured(1.0)]
         assert journal.measurements("op", "GPU") == kept
         assert journal.measurements("other") == journal.measurements(device="other") == []
