@@ -31,7 +31,8 @@ from kernelmux.registry.problem import Problem, dtype_name
 ANY_OP_VARIABLE = "KERNELMUX_BACKEND"
 _LIMIT = 8192  # cached selections: about 10 MB when every token count of a long prefill has been asked for
 
-_cache: dict[tuple[Any, ...], tuple[Selection, Any, Any, Any]] = {}
+# A selection, and the environment it holds for: the op's variable and its value, then the values of the other three.
+_cache: dict[tuple[Any, ...], tuple[Selection, Any, Any, Any, Any, Any]] = {}
 _devices: dict[str, Device] = {}
 _policies: dict[str, Policy] = {}
 _measurements: dict[tuple[str, str], tuple[Measurement, ...]] = {}
@@ -42,8 +43,9 @@ _context = _overrides.get
 # os.environ encodes its key at every look-up, 1 us a call; its own dictionary of encoded values does not.
 _environment: Mapping[Any, Any] = getattr(os.environ, "_data", os.environ)
 _encode = getattr(os.environ, "encodekey", lambda name: name)
-_ANY_OP_KEY = _encode(ANY_OP_VARIABLE)
+_ANY_OP_KEY, _CONFIG_KEY, _CACHE_KEY = map(_encode, (ANY_OP_VARIABLE, "KERNELMUX_CONFIG_DIR", "KERNELMUX_CACHE_DIR"))
 _variable = _environment.get
+_folders: tuple[Any, Any] = (_variable(_CONFIG_KEY), _variable(_CACHE_KEY))
 
 
 def select_backend(
@@ -91,7 +93,13 @@ def select_backend(
         hit = _cache.get(key)
     except TypeError:  # a quantization config, a list: no key
         key, hit = None, None
-    if hit is not None and _variable(hit[1]) == hit[2] and _variable(_ANY_OP_KEY) == hit[3]:
+    if (
+        hit is not None
+        and _variable(hit[1]) == hit[2]
+        and _variable(_ANY_OP_KEY) == hit[3]
+        and _variable(_CONFIG_KEY) == hit[4]
+        and _variable(_CACHE_KEY) == hit[5]
+    ):
         return hit[0]
     return _select(key, op, device, quant, dtype, shape or {}, activation, backend, demands, policy, packages)
 
@@ -109,6 +117,11 @@ def _select(
     policy: Policy | str | Path | None,
     packages: Packages | None,
 ) -> Selection:
+    global _folders
+    folders = (_variable(_CONFIG_KEY), _variable(_CACHE_KEY))
+    if folders != _folders:  # other tables, another journal
+        _forget_choices()
+        _folders = folders
     before = epoch.value
     registry = _registry()
     registry.op(op)
@@ -127,13 +140,17 @@ def _select(
         measurements=_measured(op, here),
         configs=_config,
     )
-    settled = device is not None and str(device) != "cuda"  # those two follow the current device of the process
-    if key is not None and settled and before == epoch.value:
+    if key is not None and not _follows_current(device) and before == epoch.value:
         if len(_cache) >= _LIMIT:
             _cache.pop(next(iter(_cache)))
         variable = _encode(op_variable(op))
-        _cache[key] = (selection, variable, _variable(variable), _variable(_ANY_OP_KEY))
+        _cache[key] = (selection, variable, _variable(variable), _variable(_ANY_OP_KEY), *folders)
     return selection
+
+
+def _follows_current(device: Any) -> bool:
+    """Whether the spec means another GPU once the process changes its current one: not to be remembered."""
+    return device is None or str(device).strip().lower() in ("cuda", "hip", "gpu")
 
 
 def op_variable(op: str) -> str:
@@ -175,7 +192,7 @@ def _device(spec: Any) -> Device:
         except DeviceNotFound:
             return resolve_device("cpu")
     found = resolve_device(spec)
-    if text != "cuda":
+    if not _follows_current(spec):
         _devices[str(text)] = found
     return found
 
