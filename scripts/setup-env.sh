@@ -33,7 +33,27 @@ find_python() {
   die "no Python >= 3.10 with the venv module on PATH. Install one (Debian, Ubuntu: apt install python3-venv), or set PYTHON."
 }
 
+# The highest CUDA version the driver runs, as nvidia-smi's header says; empty when it does not.
+driver_cuda() { timeout 30 nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9][0-9.]*\).*/\1/p' | head -n 1; }
+
 has_nvidia_gpu() { command -v nvidia-smi >/dev/null 2>&1 && timeout 30 nvidia-smi -L 2>/dev/null | grep -q '^GPU '; }
+
+has_working_torch() {
+  local check='import torch'
+  has_nvidia_gpu && check='import torch; assert torch.cuda.is_available()'
+  "$1" -c "$check" >/dev/null 2>&1
+}
+
+install_cuda_torch() {
+  local spec="torch>=$torch_floor" cuda
+  cuda="$(driver_cuda)"
+  # Builds from 2.11 on carry CUDA 13, which a driver that ends at CUDA 12 refuses.
+  case "$cuda" in 12.*) spec="$spec,<2.11" ;; esac
+  say "$spec (an NVIDIA GPU is here, its driver runs CUDA ${cuda:-of an unknown version})"
+  pip install -qq "$spec" nvidia-ml-py
+  has_working_torch "$venv/bin/python" ||
+    say "the installed torch cannot use this GPU: update its driver, or install the torch that fits it into $venv."
+}
 
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 
@@ -93,8 +113,16 @@ fi
 
 if [ ! -x "$venv/bin/python" ]; then
   python="$(find_python)"
+  # A torch that is already installed and works here (a vendor's container) is used rather than pulled again.
+  site=()
+  if [ "$want_torch" = auto ] || [ "$want_torch" = cuda ]; then
+    if has_working_torch "$python"; then
+      say "$python already has a torch that works here: $venv will see it"
+      site=(--system-site-packages)
+    fi
+  fi
   say "creating $venv with $python"
-  "$python" -m venv "$venv"
+  "$python" -m venv "${site[@]+"${site[@]}"}" "$venv"
 fi
 "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || die "$venv holds a Python older than 3.10. Remove it."
 # --dry-run --report came with pip 22.2.
@@ -108,7 +136,7 @@ if "$venv/bin/python" -c 'import torch' >/dev/null 2>&1; then
   say "torch is already in $venv"
 else
   case "$want_torch" in
-    cuda) say "torch (an NVIDIA GPU is here)"; pip install -qq "torch>=$torch_floor" nvidia-ml-py ;;
+    cuda) install_cuda_torch ;;
     cpu) install_cpu_torch ;;
     none) say "without torch, as asked" ;;
     *) die "KERNELMUX_TORCH=$want_torch is not one of auto, cuda, cpu, none." ;;
