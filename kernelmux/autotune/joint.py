@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from kernelmux.autotune.stats import Interval, interval, ratio
 from kernelmux.tuning_configs.table import MoeConfig
@@ -64,7 +65,7 @@ def solve(finals: Mapping[int, Finalists], seed: str) -> dict[int, Choice]:
     best = {m: min(s.us for s in columns[m]) for m in ms}
     cost = [[_own(s, best[ms[0]]) for s in columns[ms[0]]]]
     came: list[list[int]] = []
-    for before, m in zip(ms, ms[1:], strict=False):
+    for before, m in pairwise(ms):
         row, back = [], []
         for state in columns[m]:
             steps = [c + _step(p, state) for c, p in zip(cost[-1], columns[before], strict=True)]

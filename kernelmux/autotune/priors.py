@@ -114,7 +114,7 @@ class Votes:
 
 
 def smooth(raw: Mapping[Tile, float]) -> Votes:
-    """Give each tile ``SMOOTHING ** n`` of the vote of every tile n knobs away, one knob at a time (it is separable)."""
+    """Give each tile ``SMOOTHING ** n`` of the vote of every tile n knobs away; separable, so one knob at a time."""
     weights: dict[tuple[int, ...], float] = {}
     for tile, weight in raw.items():
         weights[knobs(tile)] = weights.get(knobs(tile), 0.0) + weight

@@ -37,7 +37,8 @@ class RaceConfig:
     final: Rung  # ``field`` tiles for each BLOCK_SIZE_M still alive
     cubins: int | None  # most binaries compiled ahead, a side; None: all
     per_block_m: int = 3  # tiles each BLOCK_SIZE_M keeps until the joint solve may cut it
-    leaders: int = 3  # tiles whose neighbours are tried
+    leaders: int = 4  # tiles whose neighbours are tried
+    refine_rounds: int = 2  # the second tries the neighbours of what the first found
     block_m_slack: float = 0.05  # a BLOCK_SIZE_M goes when its best pair is surely this much slower than the best
     tile_slack: float = 0.02  # a tile goes when it is surely this much slower than the best of its BLOCK_SIZE_M
     budget_s: float | None = None  # default for --budget
@@ -45,17 +46,18 @@ class RaceConfig:
 
 PROFILES: Mapping[str, RaceConfig] = {
     "quick": RaceConfig(
-        rungs=(Rung("0", 40, 3, 1.0), Rung("1", 12, 8, 1.0)),
-        refine=Rung("refine", 16, 6, 1.0),
+        rungs=(Rung("0", 64, 3, 1.0), Rung("1", 16, 8, 1.0)),
+        refine=Rung("refine", 32, 5, 1.0),
         final=Rung("final", 2, 24, 1.5, least=10),
-        cubins=120,
+        cubins=160,
         per_block_m=2,
-        leaders=1,
+        leaders=3,
+        refine_rounds=1,
         budget_s=150.0,
     ),
     "full": RaceConfig(
-        rungs=(Rung("0", 96, 3, 2.5), Rung("1", 32, 8, 2.0), Rung("2", 12, 20, 2.0)),
-        refine=Rung("refine", 40, 6, 2.0),
+        rungs=(Rung("0", 128, 3, 2.5), Rung("1", 32, 8, 2.0), Rung("2", 12, 20, 2.0)),
+        refine=Rung("refine", 48, 6, 2.0),
         final=Rung("final", 4, 60, 4.0, least=12),
         cubins=400,
         budget_s=235.0,

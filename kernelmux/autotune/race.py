@@ -7,14 +7,14 @@ neighbours, its winners) the M values beside it try too. The default is always i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from kernelmux.autotune.clock import Clock
 from kernelmux.autotune.compile import Facts, Task
 from kernelmux.autotune.ledger import Cubins, Ledger
 from kernelmux.autotune.profiles import RaceConfig, Rung
-from kernelmux.autotune.space import Effort, Ground, block_m_cap, neighbours
+from kernelmux.autotune.space import TMA_FROM_M, Ground, block_m_cap, neighbours
 from kernelmux.autotune.standing import Standing
 from kernelmux.measure.bench import SIDES, Bench, Side
 from kernelmux.tuning_configs.tile import Tile
@@ -37,7 +37,6 @@ class Arena:
     ledger: Ledger
     cubins: Cubins
     config: RaceConfig
-    effort: Effort
     clock: Clock
     direct: Callable[[int], bool]
     defaults: Mapping[int, Mapping[Side, Tile]]
@@ -89,8 +88,9 @@ def second_phase(arena: Arena, standings: Mapping[int, Standing]) -> None:
         standing = standings[m]
         shares.begin(m)
         beside = [standings[n] for n in ms[max(0, place - 1) : place] + ms[place + 1 : place + 2]]
-        if arena.clock.left_s > 0 and not shares.over:
-            _refine(arena, standing, beside)
+        for number in range(arena.config.refine_rounds):
+            if arena.clock.left_s <= 0 or shares.over or not _refine(arena, standing, beside, number):
+                break
         standing.cut_to_finalists()
         if shares.over and not _recorded(arena, standing, arena.config.final):
             arena.notes.append(f"M={m}: the budget ended before the final; decided by rung {_last(standing)}.")
@@ -158,35 +158,39 @@ def _run_rung(arena: Arena, standing: Standing, rung: Rung) -> None:
     standing.rungs_run.append(rung.name)
 
 
-def _refine(arena: Arena, standing: Standing, beside: Sequence[Standing]) -> None:
-    """One rung of unseen neighbours beside the leaders they must beat."""
+def _refine(arena: Arena, standing: Standing, beside: Sequence[Standing], number: int) -> bool:
+    """One rung of unseen neighbours beside the leaders they must beat; False when there was none to try."""
     m, config = standing.m, arena.config
     allowed = set(standing.block_ms())
     cap = 16 if arena.direct(m) else block_m_cap(arena.shape, m)
+    rung = replace(config.refine, name=f"{config.refine.name}-{number}")
     joined = False
     for side in SIDES:
-        winners = [r.tile for other in beside for r in other.leaders(side).values()] if beside else []
-        wanted = [*winners, *_neighbourhood(arena, standing, side)]
+        winners = [r.tile for other in beside for r in other.leaders(side).values()]
         known = standing.results[side].keys() | standing.failed[side].keys()
-        wanted = [t for t in dict.fromkeys(wanted) if t.block_m in allowed and t.block_m <= cap and t not in known]
-        wanted = wanted[: config.refine.field]
+        wanted = [
+            t
+            for t in dict.fromkeys([*winners, *_neighbourhood(arena, standing, side)])
+            if t.block_m in allowed and t.block_m <= cap and t not in known and (m >= TMA_FROM_M or not t.use_tma)
+        ][: rung.field]
         with arena.clock.stage("compile"):
             facts = arena.cubins.wait(arena.tasks(m, side, wanted), arena.clock.until(0.9))
-        fresh = _distinct(arena, standing, side, wanted, facts)
+        fresh = [t for t in _distinct(arena, standing, side, wanted, facts) if t in wanted]
         anchors = standing.alive[side][: max(4, config.final.field)]
-        fresh = standing.enter(side, [t for t in fresh if t != standing.defaults[side]])
+        fresh = standing.enter(side, fresh)
         if not fresh:
             continue
         joined = True
         best = standing.best(side)
         tiles = [*fresh, *anchors]
-        samples = config.refine.samples_for(len(tiles), best.us.mid if best else 0.0)
+        samples = rung.samples_for(len(tiles), best.us.mid if best else 0.0)
         with arena.clock.stage("race"):
-            standing.take(side, "refine", arena.ledger.time(arena.bench, m, side, "refine", tiles, samples))
+            standing.take(side, rung.name, arena.ledger.time(arena.bench, m, side, rung.name, tiles, samples))
     if joined:
-        standing.rungs_run.append("refine")
+        standing.rungs_run.append(rung.name)
         standing.cut_block_ms()
         standing.cut_tiles(config.rungs[-1].field)
+    return joined
 
 
 def _neighbourhood(arena: Arena, standing: Standing, side: Side) -> list[Tile]:
@@ -196,7 +200,7 @@ def _neighbourhood(arena: Arena, standing: Standing, side: Side) -> list[Tile]:
     firsts = [r.tile for r in standing.leaders(side).values()]
     out: dict[Tile, None] = {}
     for tile in dict.fromkeys([*fastest, *firsts]):
-        out.update(dict.fromkeys(neighbours(tile, arena.effort, standing.m, ground)))
+        out.update(dict.fromkeys(neighbours(tile, standing.m, ground)))
     known = standing.results[side].keys() | standing.failed[side].keys()
     return [t for t in out if t not in known]
 

@@ -68,10 +68,10 @@ def tune_moe(
     config = config or PROFILES[effort]
     clock = Clock(budget_s if budget_s is not None else config.budget_s)
     fingerprint = bench.fingerprint()
-    spaces = {side: build_space(shape, device, side, effort) for side in SIDES}
+    spaces = {side: build_space(shape, device, side) for side in SIDES}
     run = ""
     if journal is not None:
-        space: dict[str, object] = {"effort": effort, "ms": sorted(ms)}
+        space: dict[str, object] = {"effort": effort, "ms": sorted(ms), "profile": _digest(repr(config))}
         space.update((side, _digest(spaces[side].hash_text())) for side in SIDES)
         run = _start_run(journal, fingerprint, shape, space, resume)
     ledger = Ledger(journal, run)
@@ -83,9 +83,8 @@ def tune_moe(
         )  # fmt: skip
         defaults = {m: _default(shape, m, device) for m in sorted(set(ms))}
         arena = race.Arena(
-            shape=shape, device=device, bench=bench, ledger=ledger, cubins=cubins, config=config, effort=effort,
-            clock=clock, direct=lambda m: moe_rules.direct(shape, m), defaults=defaults, say=say,
-            seed=_digest(shape.brief()),
+            shape=shape, device=device, bench=bench, ledger=ledger, cubins=cubins, config=config, clock=clock,
+            direct=lambda m: moe_rules.direct(shape, m), defaults=defaults, say=say, seed=_digest(shape.brief()),
         )  # fmt: skip
         for side in SIDES:
             arena.discards[side].update(spaces[side].discards)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,29 @@ def order(
     fused = sorted(kept, key=lambda it: (-(1 / (FUSE + it[0]) + PRIOR_WEIGHT / (FUSE + place_vote[it[1]])), it[1]))
     cut = len(estimates) - len(kept)
     reason = f"estimated at more than {HOPELESS:g} times the best estimate"
-    return [tile for _, tile in fused], ({reason: cut} if cut else {})
+    return balanced([tile for _, tile in fused]), ({reason: cut} if cut else {})
+
+
+def balanced(tiles: Sequence[Tile]) -> list[Tile]:
+    """The same order, but each BLOCK_SIZE_M has in every beginning at least half of its equal share.
+
+    Only the sum of both sides can tell which BLOCK_SIZE_M wins, so none may be judged on a handful of tiles.
+    """
+    queues: dict[int, deque[Tile]] = {}
+    for tile in tiles:
+        queues.setdefault(tile.block_m, deque()).append(tile)
+    place = {tile: i for i, tile in enumerate(tiles)}
+    taken = dict.fromkeys(queues, 0)
+    out: list[Tile] = []
+    while queues:
+        owed = len(out) / (2 * len(taken))
+        behind = [bm for bm in queues if taken[bm] < owed]
+        block_m = min(behind or queues, key=lambda bm: place[queues[bm][0]])
+        out.append(queues[block_m].popleft())
+        taken[block_m] += 1
+        if not queues[block_m]:
+            del queues[block_m]
+    return out
 
 
 def spread(

@@ -50,11 +50,9 @@ class Axes:
         return iter(sorted(every, key=size_of))
 
 
-# vLLM's and SGLang's own grid less GROUP_SIZE_M; 470 public winners lie in it.
+# vLLM's and SGLang's own grid less GROUP_SIZE_M; 470 public tables lie in it. Every effort starts from all of it and
+# differs in how much is compiled and measured.
 PUBLIC_GRID = Axes((16, 32, 64, 128, 256), (32, 64, 128, 256), (64, 128, 256), (4, 8), (2, 3, 4, 5))
-# Quick leaves out what wins under 2% of the public (file, M) points: BK=256 and stages=5 beyond small tiles.
-QUICK_GRID = Axes((16, 32, 64, 128), (32, 64, 128, 256), (64, 128), (4, 8), (2, 3, 4))
-AXES: Mapping[str, Axes] = {"quick": QUICK_GRID, "full": PUBLIC_GRID, "exhaustive": PUBLIC_GRID}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +125,13 @@ class Space:
         return ";".join(t.short() for t in self.tiles)
 
 
-def build_space(shape: MoeShape, device: Device, side: Side, effort: Effort) -> Space:
-    """Every tile of the effort's axes that no constraint breaks, canonical, each once."""
+def build_space(shape: MoeShape, device: Device, side: Side, axes: Axes = PUBLIC_GRID) -> Space:
+    """Every tile of the axes that no constraint breaks, canonical, each once."""
     ground = Ground(shape, device, side)
     discards: Counter[str] = Counter()
     kept: dict[Tile, None] = {}
     variants = (False, True) if device.capability in moe_rules.TMA else (False,)
-    for base in AXES[effort].tiles():
+    for base in axes.tiles():
         for use_tma in variants:
             tile = canonical(replace(base, use_tma=use_tma), ground)
             if tile in kept:
@@ -186,9 +184,8 @@ def first_groups(m: int) -> tuple[int, ...]:
     return FIRST_GROUPS if m >= GROUP_FROM_M else (1,)
 
 
-def neighbours(tile: Tile, effort: Effort, m: int, ground: Ground) -> list[Tile]:
-    """The tiles one knob away on the full grid that no constraint breaks, and every GROUP_SIZE_M of ``tile``."""
-    axes = PUBLIC_GRID if effort != "quick" else QUICK_GRID
+def neighbours(tile: Tile, m: int, ground: Ground, axes: Axes = PUBLIC_GRID) -> list[Tile]:
+    """The tiles one knob away on the grid that no constraint breaks, and every GROUP_SIZE_M of ``tile``."""
     found: dict[Tile, None] = {}
     for group in SWEPT_GROUPS:
         found[replace(tile, group_m=group)] = None
