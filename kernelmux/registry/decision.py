@@ -30,8 +30,9 @@ class Rejected(Value):
     also: tuple[Rejected, ...] = ()
 
     def every(self) -> tuple[Rejected, ...]:
-        """The headline and every other reason."""
-        return (self, *self.also)
+        """The headline and every other reason, each on its own."""
+        alone = Rejected(self.code, self.reason, self.remedy, self.link) if self.also else self
+        return (alone, *self.also)
 
     def to_json(self) -> dict[str, Any]:
         return {"code": self.code, "reason": self.reason, "remedy": self.remedy, "link": self.link}

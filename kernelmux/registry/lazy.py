@@ -44,10 +44,10 @@ def load(spec: str, needed_for: str = "") -> Any:
     module, _, name = spec.partition(":")
     try:
         value: Any = import_module(module)
-    except ImportError as error:
-        missing = (error.name or "").partition(".")[0]
-        if not missing or module == missing or module.startswith(missing + "."):
-            raise
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if not missing or missing == "kernelmux" or "." in missing:
+            raise  # a package that is there lacks a module: nothing to install would mend it
         install = _INSTALL.get(missing, f"pip install {missing}")
         raise MissingPackage(missing, needed_for or spec, install) from error
     for part in name.split("."):

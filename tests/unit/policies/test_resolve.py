@@ -387,6 +387,4 @@ def test_the_order_of_registration_decides_nothing(declared: Any, device: str, p
 def test_12_x_never_receives_a_kernel_of_10_x(declared: Any) -> None:
     only = {b: capabilities("10.x") for b in declared}
     with pytest.raises(NoKernel):
-        resolve(
-            "mix", gpu("rtx-5090"), NOTHING, make_problem(), policy=Policy(), registry=random_world({**only})
-        )
+        resolve("mix", gpu("rtx-5090"), NOTHING, make_problem(), policy=Policy(), registry=random_world({**only}))
