@@ -17,6 +17,9 @@ else
   echo "+ kernelmux tune --shape $shape --device $device --offline $*"
   "$bin/kernelmux" tune --shape "$shape" --device "$device" --offline "$@"
 fi
+assume=()
+"$bin/python" -c 'import torch' >/dev/null 2>&1 || assume=(--assume-packages all) # torch runs kernels; it may be missing here
+look=(fused_moe --device "$device" --dtype bfloat16 --activation silu --shape "M=64,$shape" "${assume[@]+"${assume[@]}"}")
 echo
-echo "+ kernelmux select fused_moe --device $device --dtype bfloat16 --shape M=64,$shape --assume-packages all"
-"$bin/kernelmux" select fused_moe --device "$device" --dtype bfloat16 --shape "M=64,$shape" --assume-packages all
+echo "+ kernelmux select ${look[*]}"
+"$bin/kernelmux" select "${look[@]}"
