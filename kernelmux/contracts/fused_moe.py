@@ -38,6 +38,9 @@ OP = Op(
         "float32": Tolerance(rtol=1e-5, atol=0.0, why="fp32 throughout; only the order of summation differs"),
     },
     work="kernelmux.contracts.fused_moe:work",
+    weights=("w1", "w2"),
+    check="kernelmux.contracts.fused_moe_math:check_arguments",
+    check_values="kernelmux.contracts.fused_moe_math:check_values",
 )
 
 

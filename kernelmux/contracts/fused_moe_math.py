@@ -90,8 +90,9 @@ def check_arguments(
     w2: Tensor,
     topk_weights: Tensor,
     topk_ids: Tensor,
-    activation: str,
+    activation: str = "silu",
     expert_map: Tensor | None = None,
+    **_: object,
 ) -> None:
     """Raise BadShape naming the first argument whose shape or dtype does not fit; looks at no value."""
     if activation not in ACTIVATIONS:
@@ -121,9 +122,13 @@ def check_arguments(
         raise BadShape("fused_moe: expert_map must be a vector of int32 or int64: local expert, or -1 for elsewhere.")
 
 
-def check_ids(topk_ids: Tensor, experts: int, expert_map: Tensor | None = None) -> None:
-    """Raise BadShape if an id is out of range. Reads values, so it waits for the device: checked mode only."""
-    known = experts if expert_map is None else expert_map.numel()
+def check_values(
+    x: Tensor, weights: tuple[Tensor, Tensor], *, topk_weights: Tensor, topk_ids: Tensor, activation: str = "silu",
+    expert_map: Tensor | None = None, **_: object,
+) -> None:  # fmt: skip
+    """Check the arguments and raise BadShape if an expert id is out of range, naming it. Waits for the device."""
+    check_arguments(x, weights[0], weights[1], topk_weights, topk_ids, activation, expert_map)
+    known = weights[0].shape[0] if expert_map is None else expert_map.numel()
     bad = (topk_ids < 0) | (topk_ids >= known)
     if bool(bad.any()):
         token, slot = (int(v) for v in bad.nonzero()[0])

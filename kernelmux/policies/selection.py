@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -186,8 +187,13 @@ class Selection:
             load(self.declaration.prepare, f"preparing weights for {self.kernel}")
 
     def __call__(self, x: Any, weights: Any = None, **op_args: Any) -> Any:
-        """Run the kernel on ``x`` with the weights ``prepare`` gave, at the configuration for this call's tokens."""
+        """Run the kernel on ``x`` with the weights ``prepare`` gave, at the configuration for this call's tokens.
+
+        The activation is the Selection's own unless the call names one.
+        """
         run = self._state.get("run") or self._bind()
+        if self.problem.activation is not None:
+            op_args.setdefault("activation", self.problem.activation)
         if self.configs is None:
             return run(x, weights, config=None, **op_args)
         tokens = self._state["shape"](x, weights, **op_args)[self.op.token_axis]
@@ -207,5 +213,17 @@ class Selection:
             shape: Callable[..., Mapping[str, int]] = load(self.op.problem, f"reading the shape of {self.op.name}")
             self._state["shape"] = shape
         self.check()
+        if os.environ.get("KERNELMUX_CHECKED", "") not in ("", "0") and self.op.check_values:
+            run = _checked(run, load(self.op.check_values, f"checking the arguments of {self.op.name}"))
         self._state["run"] = run
         return run
+
+
+def _checked(run: Callable[..., Any], check: Callable[..., None]) -> Callable[..., Any]:
+    """``run`` behind a look at its arguments' values."""
+
+    def checked(x: Any, weights: Any, *, config: Any, **op_args: Any) -> Any:
+        check(x, weights, **op_args)
+        return run(x, weights, config=config, **op_args)
+
+    return checked

@@ -1,0 +1,81 @@
+"""The callable face: ``km.ops.fused_moe(x, w1, w2, ...)`` selects a kernel, remembers the choice and runs it.
+
+Each op is also ``torch.ops.kernelmux.<name>``, registered on first use with the op's schema and meta function, so that
+it can be traced, exported and compiled. For inference: no op has a gradient formula.
+
+A kernel that wants its weights in a layout of its own converts them at every call here. Where that matters, select
+once, keep what ``Selection.prepare`` gives, and call the Selection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .errors import MissingPackage, UnknownOp
+from .policies.select import select_backend
+from .registry import Op
+from .registry.discovery import registry
+from .registry.lazy import load
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_NAMESPACE = "kernelmux"
+_libraries: list[Any] = []  # torch drops a registration with its Library object
+
+
+def __getattr__(name: str) -> Callable[..., Any]:
+    known = {op.name: op for op in registry().ops()}
+    if name.startswith("__") or name not in known:
+        # AttributeError is what hasattr() and completion expect; the words are UnknownOp's.
+        raise AttributeError(str(UnknownOp(name, known)))
+    function = _register(known[name])
+    globals()[name] = function
+    return function
+
+
+def __dir__() -> list[str]:
+    return sorted(op.name for op in registry().ops())
+
+
+def _register(op: Op) -> Callable[..., Any]:
+    """Define the torch op and return its overload packet."""
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingPackage("torch", f"Running {op.name}", "pip install 'kernelmux[torch]'") from error
+    library = torch.library.Library(_NAMESPACE, "FRAGMENT")
+    library.define(op.schema)
+    packet = getattr(torch.ops.kernelmux, op.name)
+    arguments = packet.default._schema.arguments
+    names = tuple(argument.name for argument in arguments)
+    defaults = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
+    library.impl(op.name, _implementation(op, names, defaults), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{_NAMESPACE}::{op.name}", load(op.meta), lib=library)
+    _libraries.append(library)
+    result: Callable[..., Any] = packet
+    return result
+
+
+def _implementation(op: Op, names: tuple[str, ...], defaults: dict[str, Any]) -> Callable[..., Tensor]:
+    """Select by what the arguments are, then run. torch leaves out trailing arguments that equal their default."""
+    shape_of = load(op.problem)
+    check = load(op.check) if op.check else None
+    first, weight_names = names[0], op.weights
+
+    def run(*args: Any, **keywords: Any) -> Tensor:
+        given = {**defaults, **dict(zip(names, args, strict=False)), **keywords}
+        if check is not None:
+            check(**given)
+        x = given.pop(first)
+        tensors = {name: given.pop(name) for name in weight_names}
+        weights = tuple(tensors.values())
+        selection = select_backend(
+            op.name, device=x.device, dtype=x.dtype, shape=shape_of(x, weights, **given),
+            activation=given.get("activation"),
+        )  # fmt: skip
+        result: Tensor = selection(x, selection.prepare(**tensors) if tensors else None, **given)
+        return result
+
+    return run
