@@ -53,13 +53,17 @@ class Shares:
         self._weights = weights
         self._until = float("inf")
 
-    def begin(self, m: int) -> bool:
-        """Start on ``m``; False when nothing at all is left for it."""
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing at all is left for the M values to come."""
+        return self._clock.spent_s >= self._end
+
+    def begin(self, m: int) -> None:
+        """Start on ``m``."""
         left = self._end - self._clock.spent_s
         total = sum(self._weights.values())
         mine = left * self._weights.pop(m) / total if total > 0 else left
         self._until = self._clock.spent_s + mine
-        return left > 0
 
     @property
     def over(self) -> bool:

@@ -62,10 +62,10 @@ def first_phase(arena: Arena, fields: Mapping[int, Mapping[Side, Sequence[Tile]]
     shares = arena.clock.shares(FIRST_PHASE, {m: _weight(m) for m in ms})
     standings: dict[int, Standing] = {}
     for m in ms:
-        rich = shares.begin(m)
         standing = Standing(m, arena.defaults[m], arena.config, arena.seed)
         standings[m] = standing
-        _enter_field(arena, standing, fields[m], rich)
+        _enter_field(arena, standing, fields[m], rich=not shares.exhausted)
+        shares.begin(m)  # after the wait for binaries: that is not the M's own time
         for number, rung in enumerate(arena.config.rungs):
             if number and shares.over and not _recorded(arena, standing, rung):
                 arena.notes.append(f"M={m}: the budget allowed {number} of {len(arena.config.rungs)} rungs.")
@@ -101,7 +101,7 @@ def second_phase(arena: Arena, standings: Mapping[int, Standing]) -> None:
         arena.say(f"M={m} final: {words or 'no tile left'}")
 
 
-def _enter_field(arena: Arena, standing: Standing, field_of: Mapping[Side, Sequence[Tile]], rich: bool) -> None:
+def _enter_field(arena: Arena, standing: Standing, field_of: Mapping[Side, Sequence[Tile]], *, rich: bool) -> None:
     """Wait for the binaries of the field and let in what compiled, each distinct binary once."""
     m = standing.m
     until = arena.clock.until(FIRST_PHASE)

@@ -67,6 +67,7 @@ class TuneResult:
     notes: tuple[str, ...] = ()  # what the reader must know: rungs left out, M values that borrowed
     counts: Mapping[str, int] = field(default_factory=dict)  # measured, recalled, compiled
     fingerprint: Mapping[str, str] = field(default_factory=dict)
+    conditions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # of the GPU, before and after
 
     def report(self) -> dict[str, Any]:
         """The tuner's statistics, as the sidecar keeps them."""
@@ -76,6 +77,7 @@ class TuneResult:
             "failures": list(self.failures),
             "notes": list(self.notes),
             "counts": dict(self.counts),
+            "conditions": {when: dict(seen) for when, seen in self.conditions.items()},
             "align_us": {str(line.m): _round(line.align_us) for line in self.lines if line.align_us is not None},
         }
 

@@ -91,12 +91,14 @@ def tune_moe(
         fields = _fields(arena, {side: spaces[side].tiles for side in SIDES})
         if ledger.recalled == 0 and resume and journal is not None:
             say(f"resuming run {run[:8]} with {len(journal.rows(run))} recorded steps")
+        conditions = {"before": _conditions(bench)}
         standings = race.first_phase(arena, fields)
         race.second_phase(arena, standings)
         if pool is not None:
             pool.drop_queued()
         with clock.stage("check"):
             lines, failures = _decide(arena, standings)
+        conditions["after"] = _conditions(bench)
     finally:
         if pool is not None:
             pool.close()
@@ -106,7 +108,7 @@ def tune_moe(
         seconds={**clock.stages, "total": clock.spent_s}, discards=arena.discards,
         failures=tuple(failures), notes=tuple(arena.notes),
         counts={"measured": ledger.measured, "recalled": ledger.recalled, "compiled": cubins.compiled},
-        fingerprint=fingerprint,
+        fingerprint=fingerprint, conditions={when: seen for when, seen in conditions.items() if seen},
     )  # fmt: skip
     try:
         return emit.write(result, out, versions_of(fingerprint), fingerprint.get("kernel", ""))
@@ -145,6 +147,12 @@ def _start_run(
     if not (resume and same):
         attempt += 1
     return journal.start_run(fingerprint, asdict(shape), {**space, "attempt": attempt})
+
+
+def _conditions(bench: Bench) -> dict[str, str]:
+    """Clocks, temperature and throttle reasons, where the bench can tell."""
+    ask = getattr(bench, "conditions", None)
+    return dict(ask()) if callable(ask) else {}
 
 
 def _default(shape: MoeShape, m: int, device: Device) -> dict[Side, Tile]:

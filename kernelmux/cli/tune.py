@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from kernelmux.autotune.result import TuneResult
     from kernelmux.contracts.moe_shape import MoeShape
     from kernelmux.device import Device
-    from kernelmux.store.journal import Journal
 
 
 def _ms(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 
 def compile_tile(shape, side, tile, capability, direct=False):
-    """BK=256 hangs, BN=256 crashes, BN=32 raises; 3 and 4 stages give one binary; BM=16 w8 spills."""
-    if tile.block_k == 256:
+    """64x256 s3 hangs, BN=256 and 128x128 crash, BN=32 raises; 3 and 4 stages give one binary; BM=16 w8 spills."""
+    if (tile.block_n, tile.block_k, tile.stages) == (64, 256, 3):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})  # deaf, as the real one was
         time.sleep(600)
-    if tile.block_n == 256:
+    if tile.block_n == 256 or tile.block_n == tile.block_k == 128:
         os.kill(os.getpid(), signal.SIGSEGV)
     if tile.block_n == 32:
         raise RuntimeError("PassManager::run failed")
