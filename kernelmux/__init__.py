@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from kernelmux import errors
+
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -21,7 +23,18 @@ _HOMES = {
     "Scheme": "kernelmux.quant",
 }
 
-__all__ = ["Device", "Scheme", "Selection", "freeze", "ops", "override", "refresh", "select_backend", "warmup"]
+__all__ = [
+    "Device",
+    "Scheme",
+    "Selection",
+    "errors",
+    "freeze",
+    "ops",
+    "override",
+    "refresh",
+    "select_backend",
+    "warmup",
+]
 
 if TYPE_CHECKING:
     from kernelmux import ops

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from kernelmux import twin
 from kernelmux.errors import ConfigFileError
 from kernelmux.policies.rule import BadRule, Rule, read_rule
 from kernelmux.registry.frozen import guard
+from kernelmux.registry.value import Value
 
 if TYPE_CHECKING:
     from kernelmux.device import Device
@@ -21,11 +21,13 @@ RULES_FOLDER = Path(__file__).with_name("rules")
 _builtin: dict[str, Policy] = {}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Policy:
-    """Rules in order; the first that matches decides."""
+class Policy(Value):
+    """Rules in order; the first that matches decides. Equal to itself alone."""
 
     rules: tuple[Rule, ...] = ()
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     @classmethod
     def load(cls, path: Path | str) -> Policy:

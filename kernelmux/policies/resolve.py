@@ -7,7 +7,6 @@ rule; the portable fallback. Nothing is read, imported or looked up here that wa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kernelmux.errors import NoKernel, UsageError
@@ -120,7 +119,7 @@ def complete(op: Op, device: Device, problem: Problem, demands: Iterable[str] = 
         conditions.append(f"{device.name} {device.note.partition('. ')[0]}")
     shape = check_shape(op.name, op.axes, op.token_axis, problem.shape)
     asked = problem.demands.union(demands)
-    return replace(problem, op=op.name, dtype=dtype, shape=shape, demands=asked), tuple(conditions)
+    return problem.but(op=op.name, dtype=dtype, shape=shape, demands=asked), tuple(conditions)
 
 
 def _conditions(decision: Decision) -> tuple[str, ...]:

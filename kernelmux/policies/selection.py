@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.registry.decision import Rejected
 from kernelmux.registry.lazy import load
-from kernelmux.registry.value import Value
+from kernelmux.registry.value import Value, fresh
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,8 +68,7 @@ class Refused(Value):
         return [{"backend": self.backend, **reason.to_json()} for reason in self.decision.every()]
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Selection:
+class Selection(Value):
     """What runs for one problem on one device, and why. Two selections are equal only if they are one.
 
     ``source`` says what decided (``override``, ``measured``, ``policy``, ``fallback``), ``rule`` names the policy rule
@@ -89,8 +87,14 @@ class Selection:
     conditions: tuple[str, ...] = ()
     outranked: tuple[Outranked, ...] = ()
     rejected: tuple[Refused, ...] = ()
-    _by_tokens: dict[int, Any] = field(default_factory=dict, repr=False)
-    _state: dict[str, Any] = field(default_factory=dict, repr=False)
+    _by_tokens: dict[int, Any] = fresh(dict)
+    _state: dict[str, Any] = fresh(dict)
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return f"<Selection {self.kernel} for {self.problem.brief()} on {self.device.name}: {self.source}>"
 
     @property
     def backend(self) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from kernelmux.errors import UsageError
 from kernelmux.registry.decision import Decision, Rejected, combine
 from kernelmux.registry.lazy import is_spec
 from kernelmux.registry.requirements import ANY, OnCapability, Requirement
+from kernelmux.registry.value import Value
 
 if TYPE_CHECKING:
     from kernelmux.device import Capability, Device
@@ -24,8 +25,7 @@ BACKENDS = (
 EVIDENCE = ("measured", "compiled", "declared")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Numerics:
+class Numerics(Value):
     """What a kernel declares about its arithmetic. ``rounding`` lists where values are rounded, in order.
 
     ``promises`` are the words a caller may demand (``batch_invariant``, ``cast_before_mul``, ``deterministic``, ...).
@@ -37,9 +37,10 @@ class Numerics:
     promises: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Kernel:
-    """A kernel by name. ``load``, ``prepare``, ``configs`` and ``warmup`` are lazy ``module:function``.
+class Kernel(Value):
+    """A kernel by name, equal to itself alone.
+
+    ``load``, ``prepare``, ``configs`` and ``warmup`` are lazy ``module:function``.
 
     - ``load``: ``run(x, weights, *, config, **op_args) -> Tensor``
     - ``prepare``: ``prepare(device, **tensors) -> weights``, the kernel's own layout (None: the tensors as they are)
@@ -60,7 +61,10 @@ class Kernel:
     configs: str | None = None
     warmup: str | None = None
     capturable: bool = False
-    evidence: Mapping[Capability | str, str] = field(default_factory=dict)
+    evidence: Mapping[Capability | str, str] = MappingProxyType({})
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     @property
     def capabilities(self) -> frozenset[Capability] | None:

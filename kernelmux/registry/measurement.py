@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from kernelmux.registry.value import Value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
+class Measurement(Value):
     """One kernel's time over token counts ``m_lo..m_hi`` (both included), median microseconds of one call.
 
     ``device`` is the Device's ``table_name``. ``shape`` lists (axis, size) without the token axis, sorted by axis.
@@ -25,8 +26,11 @@ class Measurement:
     m_hi: int
     kernel: str
     us: float
-    versions: Mapping[str, str] = field(default_factory=dict, hash=False)
+    versions: Mapping[str, str] = MappingProxyType({})
     when: str = ""
+
+    def __hash__(self) -> int:
+        return hash((self.op, self.device, self.kernel, self.shape, self.m_lo, self.m_hi, self.us, self.when))
 
     def stale(self, version: Callable[[str], str | None]) -> str | None:
         """Why it no longer counts, or None. ``version`` gives a package's version now; build tags do not matter."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from kernelmux.errors import BadShape, UsageError
 from kernelmux.quant import Scheme
+from kernelmux.registry.value import Value
 
 Extent = int | tuple[int, int]
 
@@ -36,8 +37,7 @@ def dtype_name(dtype: object) -> str | None:
     return name
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Value):
     """What a kernel is asked to do.
 
     ``shape`` maps axis names of the op to sizes; an axis that is not given is missing, not guessed. The op's token
@@ -47,7 +47,7 @@ class Problem:
     op: str
     scheme: Scheme
     dtype: str | None = None
-    shape: Mapping[str, Extent] = field(default_factory=dict)
+    shape: Mapping[str, Extent] = MappingProxyType({})
     activation: str | None = None
     demands: frozenset[str] = frozenset()
 

@@ -7,7 +7,8 @@ selection.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from typing_extensions import dataclass_transform
@@ -15,6 +16,23 @@ else:
 
     def dataclass_transform(**_):
         return lambda cls: cls
+
+
+T = TypeVar("T")
+V = TypeVar("V", bound="Value")
+
+
+class _Fresh:
+    """A default made anew for every value."""
+
+    def __init__(self, make: Callable[[], Any]):
+        self.make = make
+
+
+def fresh(make: Callable[[], T]) -> T:
+    """For a mutable default: ``seen: dict[str, int] = fresh(dict)``."""
+    made: Any = _Fresh(make)
+    return made  # type: ignore[no-any-return]
 
 
 class _Fields(type):
@@ -49,13 +67,18 @@ class Value(metaclass=_Fields):
                 wrong = ", ".join(sorted(twice | (values.keys() ^ set(fields))))
                 raise TypeError(f"{type(self).__name__}({', '.join(fields)}): missing, unknown or given twice: {wrong}")
             for field in fields:
-                object.__setattr__(self, field, values[field])
+                value = values[field]
+                object.__setattr__(self, field, value.make() if type(value) is _Fresh else value)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{type(self).__name__} is immutable: {name} cannot be set")
 
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"{type(self).__name__} is immutable: {name} cannot be deleted")
+
+    def but(self: V, **changes: Any) -> V:
+        """The same value with other values in some fields."""
+        return type(self)(**{**dict(zip(self._fields, self._values(), strict=True)), **changes})
 
     def _values(self) -> tuple[Any, ...]:
         return tuple(getattr(self, field) for field in self._fields)

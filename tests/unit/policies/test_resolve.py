@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -113,7 +112,7 @@ def test_the_newest_measurement_of_a_kernel_counts() -> None:
     ids=lambda changes: ",".join(changes),
 )
 def test_a_measurement_of_something_else_does_not_count(changes: dict[str, Any]) -> None:
-    found = replace(measured("toy.mix[triton]", 1.0), **changes)
+    found = measured("toy.mix[triton]", 1.0).but(**changes)
     assert choose(measurements=[found]).source == "policy"
 
 

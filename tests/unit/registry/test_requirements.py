@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -56,11 +55,11 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
     (VendorIn(frozenset({"nvidia", "amd"}), "compiles for GPUs"), {}, {"device": CPU}, "vendor"),
     (NeedsPackage("toy", ">=2", "its API"), {"packages": {"toy": "2.1"}}, {}, "package_missing"),
     (NeedsPackage("toy", ">=2"), {"packages": {"toy": "2.1"}}, {"packages": {"toy": "1.9"}}, "package_version"),
-    (DtypeIn(frozenset({"bfloat16"})), {}, {"problem": replace(PROBLEM, dtype="float32")}, "dtype"),
-    (SchemeIn(frozenset({"none"})), {}, {"problem": replace(PROBLEM, scheme=Scheme.of("mxfp4"))}, "scheme"),
-    (ActivationIn(frozenset({"silu"})), {}, {"problem": replace(PROBLEM, activation="relu")}, "activation"),
-    (Aligned("K", 32), {}, {"problem": replace(PROBLEM, shape={"K": 33})}, "alignment"),
-    (Aligned("M", 1), {}, {"problem": replace(PROBLEM, shape={"M": (1, 64)})}, "alignment"),
+    (DtypeIn(frozenset({"bfloat16"})), {}, {"problem": PROBLEM.but(dtype="float32")}, "dtype"),
+    (SchemeIn(frozenset({"none"})), {}, {"problem": PROBLEM.but(scheme=Scheme.of("mxfp4"))}, "scheme"),
+    (ActivationIn(frozenset({"silu"})), {}, {"problem": PROBLEM.but(activation="relu")}, "activation"),
+    (Aligned("K", 32), {}, {"problem": PROBLEM.but(shape={"K": 33})}, "alignment"),
+    (Aligned("M", 1), {}, {"problem": PROBLEM.but(shape={"M": (1, 64)})}, "alignment"),
     (SharedMemory(200_000), {}, {"device": RTX}, "shared_memory"),
     (
         KnownIssue(capabilities("12.x"), {"toy": "<3"}, "NaN on 12.x", "upgrade toy", "https://example.org"),
