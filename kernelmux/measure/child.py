@@ -7,10 +7,13 @@ import os
 import signal
 import sys
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..contracts.moe_shape import MoeShape
 from ..device import Device
+
+if TYPE_CHECKING:
+    from .stand import Stand
 
 _PR_SET_PDEATHSIG = 1
 
@@ -32,13 +35,18 @@ def main(pipe: Connection, shape: MoeShape, device: Device) -> None:
     die_with_parent()
     os.setpgid(0, 0)
     try:
-        from .stand import Stand, conditions
+        from .stand import Stand
 
         stand = Stand(shape, device)
     except Exception as error:
         pipe.send(("lost", one_line(error)))
         return
     pipe.send(("done", None))
+    serve(pipe, stand)
+
+
+def serve(pipe: Connection, stand: Stand) -> None:
+    """Answer requests until the pipe closes or the GPU's context is gone."""
 
     def at(index: int) -> None:
         pipe.send(("at", index))
@@ -57,7 +65,7 @@ def main(pipe: Connection, shape: MoeShape, device: Device) -> None:
             elif verb == "align":
                 answer = stand.align(*args)
             else:
-                answer = dict(conditions(device.index or 0))
+                answer = stand.conditions()
         except Exception as error:  # a context that is gone: only a new process can go on
             pipe.send(("lost", one_line(error)))
             return

@@ -9,7 +9,8 @@ import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from typing import Any
 
 from ..backends.triton.moe_compile import source_hash
@@ -37,10 +38,16 @@ class _Died(Exception):
 class LiveBench:
     """`Bench` on the GPU ``device`` (a live one, with its index)."""
 
-    def __init__(self, shape: MoeShape, device: Device, step_s: float = STEP_S):
+    def __init__(
+        self,
+        shape: MoeShape,
+        device: Device,
+        step_s: float = STEP_S,
+        serve: Callable[[Connection, MoeShape, Device], None] = main,
+    ):
         if not Packages.installed().has("torch"):
             raise MissingPackage("torch", "Measuring on a GPU", "pip install 'kernelmux[torch]'")
-        self.shape, self.device, self._step_s = shape, device, step_s
+        self.shape, self.device, self._step_s, self._serve = shape, device, step_s, serve
         self._process: Any = None
         self._pipe: Any = None
         self.restarts = 0
@@ -129,7 +136,7 @@ class LiveBench:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=main, args=(theirs, self.shape, self.device), daemon=True)
+        self._process = context.Process(target=self._serve, args=(theirs, self.shape, self.device), daemon=True)
         self._process.start()
         theirs.close()
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,6 +140,23 @@ class Stand:
                 answers.append(error)
         return answers
 
+    def conditions(self) -> dict[str, str]:
+        """Clocks, temperature, power and throttle reasons of the GPU now; empty where NVML does not answer."""
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            handle = pynvml.nvmlDeviceGetHandleByIndex(self.place.index)
+            return {
+                "sm_clock_mhz": str(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)),
+                "memory_clock_mhz": str(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM)),
+                "temperature_c": str(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
+                "power_w": str(round(pynvml.nvmlDeviceGetPowerUsage(handle) / 1000)),
+                "throttle": hex(pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle)),
+            }
+        except Exception:  # NVML is a courtesy here: no answer is an answer
+            return {}
+
     def _inputs_for(self, m: int) -> _Inputs:
         if self._inputs is not None and self._inputs.m == m:
             return self._inputs
@@ -177,8 +194,9 @@ class Stand:
         """A view of a buffer that grows as needed and is shared by all tiles of all M."""
         have = self._buffers.get(name)
         if have is None or have.numel() < rows * columns:
-            make = (lambda n: self._draw(n, scale=1.0)) if fill else (lambda n: torch.empty(n, dtype=self.dtype, device=self.place))  # noqa: E501
-            have = self._buffers[name] = make(rows * columns)
+            count = rows * columns
+            have = self._draw(count, scale=1.0) if fill else torch.empty(count, dtype=self.dtype, device=self.place)
+            self._buffers[name] = have
         return have[: rows * columns].view(rows, columns)
 
     def _sorted(self, inputs: _Inputs, block_m: int) -> list[Any]:
@@ -263,19 +281,3 @@ class Stand:
 
     def _spin(self, ms: float) -> None:
         torch.cuda._sleep(int(ms * 1.7e6))
-
-
-def conditions(index: int) -> Iterator[tuple[str, str]]:
-    """Clocks, temperature and throttle reasons of the GPU now, as words; nothing where NVML does not answer."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        yield "sm_clock_mhz", str(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM))
-        yield "memory_clock_mhz", str(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM))
-        yield "temperature_c", str(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))
-        yield "power_w", str(round(pynvml.nvmlDeviceGetPowerUsage(handle) / 1000))
-        yield "throttle", hex(pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
-    except Exception:  # NVML is a courtesy here: no answer is an answer
-        return
