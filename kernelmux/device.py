@@ -40,7 +40,7 @@ class Capability(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Capability:
         """Read "9.0", "sm90", "sm_120" or "sm_90a"; raises UsageError for anything else."""
-        found = _CAPABILITY.fullmatch(text.strip().lower())
+        found = re.fullmatch(_CAPABILITY, text.strip().lower())
         if found is None:
             raise UsageError(f"{text!r} is not a compute capability. Write it like 9.0, sm90 or sm_120.")
         dotted, compact = found.group("dotted"), found.group("compact")
@@ -60,7 +60,8 @@ class Capability(NamedTuple):
         return f"{self.major}.{self.minor}"
 
 
-_CAPABILITY = re.compile(r"(?:sm[ _-]?)?(?P<dotted>\d{1,2}\.\d)|sm[ _-]?(?P<compact>\d{2,3})[af]?")
+# Patterns stay text: re compiles and keeps each when it is first needed, and a first selection needs few.
+_CAPABILITY = r"(?:sm[ _-]?)?(?P<dotted>\d{1,2}\.\d)|sm[ _-]?(?P<compact>\d{2,3})[af]?"
 
 
 def capabilities(*texts: str) -> frozenset[Capability]:
@@ -150,8 +151,7 @@ def _rebuild(values: dict[str, Any]) -> Device:
     return Device(**values)
 
 
-@dataclass(frozen=True, slots=True)
-class _Catalog:
+class _Catalog(NamedTuple):
     devices: Mapping[str, Device]
     aliases: Mapping[str, tuple[str, ...]]  # catalog name -> other names people write
     keys: Mapping[str, str]  # normalised spelling -> catalog name
@@ -285,7 +285,7 @@ def resolve_device(spec: object) -> Device:
 
 def _resolve_text(text: str) -> Device:
     lowered = text.strip().lower()
-    live = _LIVE.fullmatch(lowered)
+    live = re.fullmatch(_LIVE, lowered)
     if live:
         from kernelmux.livegpu import current_index, detect
 
@@ -294,9 +294,9 @@ def _resolve_text(text: str) -> Device:
     name = loaded.keys.get("cpu" if lowered.startswith("cpu:") else normal(text))
     if name:
         return loaded.devices[name]
-    if _CAPABILITY.fullmatch(lowered):
+    if re.fullmatch(_CAPABILITY, lowered):
         return _representative_or_raise(Capability.parse(lowered))
-    mig = _MIG.search(normal(text))
+    mig = re.search(_MIG, normal(text))
     if mig:
         whole = by_torch_name(normal(text)[: mig.start()])
         hint = f" (a MIG slice of {whole.name} must be present: use cuda:N)" if whole else ""
@@ -304,8 +304,8 @@ def _resolve_text(text: str) -> Device:
     raise UnknownDevice(normal(text), loaded.devices)
 
 
-_LIVE = re.compile(r"(?:cuda|hip|gpu)(?::(\d+))?")
-_MIG = re.compile(r"-mig\b")
+_LIVE = r"(?:cuda|hip|gpu)(?::(\d+))?"
+_MIG = r"-mig\b"
 
 
 def _representative_or_raise(capability: Capability) -> Device:
