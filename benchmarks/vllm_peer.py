@@ -132,9 +132,7 @@ class VllmMoe:
             sorted_ids = torch.empty(most, dtype=torch.int32, device=ids.device)
             expert_ids = torch.empty(triton.cdiv(most, block), dtype=torch.int32, device=ids.device)
             padded = torch.empty(1, dtype=torch.int32, device=ids.device)
-            torch.ops._moe_C.moe_align_block_size(
-                ids, self.E, block, sorted_ids, expert_ids, padded, None, None
-            )
+            torch.ops._moe_C.moe_align_block_size(ids, self.E, block, sorted_ids, expert_ids, padded, None, None)
             em = most if m >= block else min(most, pairs * block)
         hidden1 = self.cache13[: pairs * self.up].view(pairs, self.up)
         hidden2 = self.cache2[: pairs * self.N].view(pairs, self.N)

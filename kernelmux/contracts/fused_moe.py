@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from ..registry import Problem
 
 _ROUNDING = (
-    "one row of the output against fp32, relative L2: the activated inner row, the expert's output and the sum are each "
-    "rounded once to the dtype"
+    "one row of the output against fp32, relative L2: the activated inner row, the expert's output and the sum are "
+    "each rounded once to the dtype"
 )
 
 OP = Op(

@@ -31,7 +31,10 @@ def one_line(error: BaseException) -> str:
 
 
 def main(pipe: Connection, shape: MoeShape, device: Device) -> None:
-    """Serve ("time" | "align" | "check" | "facts", args) until the pipe closes. Answers ("done", value) or ("lost", why)."""
+    """Serve ("time" | "align" | "check" | "facts", args) until the pipe closes.
+
+    Answers ("done", value) or ("lost", why); ("at", i) says that tile i of the request is being worked on.
+    """
     die_with_parent()
     os.setpgid(0, 0)
     try:
@@ -59,9 +62,9 @@ def serve(pipe: Connection, stand: Stand) -> None:
         try:
             answer: Any
             if verb == "time":
-                answer = [plain(value) for value in stand.time(*args, at=at)]
+                answer = [plain(value) for value in stand.time(*args, at)]
             elif verb == "check":
-                answer = [plain(value) for value in stand.check(*args, at=at)]
+                answer = [plain(value) for value in stand.check(*args, at)]
             elif verb == "align":
                 answer = stand.align(*args)
             else:

@@ -256,7 +256,7 @@ class Stand:
         self._warm()
         order, rng = sorted(graphs, key=str), random.Random(seed)
         times: dict[Any, list[float]] = {key: [] for key in graphs}
-        for part in ([1, samples - 1] if samples > 1 else [1]):
+        for part in [1, samples - 1] if samples > 1 else [1]:
             marks = []
             for _ in range(part):
                 rng.shuffle(order)

@@ -106,14 +106,16 @@ def test_warmed_selections_run_after_freeze(tmp_path):
 
     script = """
 import torch, triton, kernelmux as km
-sel = km.select_backend("fused_moe", device="cuda:0", dtype="bfloat16", shape=dict(E=16, N=64, K=128, topk=2), activation="silu")
+shape = dict(E=16, N=64, K=128, topk=2)
+sel = km.select_backend("fused_moe", device="cuda:0", dtype="bfloat16", shape=shape, activation="silu")
 km.warmup(sel, ms=[1, 40])
 km.freeze()
 def forbid(*args, **kwargs): raise AssertionError("compiled after freeze")
 triton.knobs.compilation.listener = forbid
-w = sel.prepare(w1=torch.randn(16, 128, 128, device="cuda").bfloat16(), w2=torch.randn(16, 128, 64, device="cuda").bfloat16())
+def draw(*size): return torch.randn(*size, device="cuda").bfloat16()
+w = sel.prepare(w1=draw(16, 128, 128), w2=draw(16, 128, 64))
 for m in (1, 40):
-    sel(torch.randn(m, 128, device="cuda").bfloat16(), w, topk_weights=torch.rand(m, 2, device="cuda"),
+    sel(draw(m, 128), w, topk_weights=torch.rand(m, 2, device="cuda"),
         topk_ids=torch.randint(0, 16, (m, 2), device="cuda"))
 torch.cuda.synchronize()
 print("ran")
@@ -143,11 +145,13 @@ from kernelmux.tuning_configs.table import MoeConfig
 from kernelmux.tuning_configs.tile import Tile
 missed = []
 triton.knobs.compilation.listener = lambda *, src, cache_hit, **rest: cache_hit or missed.append(src.name)
-w = fused_moe.prepare(w1=torch.randn(16, 128, 128, device="cuda").bfloat16(), w2=torch.randn(16, 128, 64, device="cuda").bfloat16())
+def draw(*size): return torch.randn(*size, device="cuda").bfloat16()
+w = fused_moe.prepare(w1=draw(16, 128, 128), w2=draw(16, 128, 64))
 for m, block in ((40, 32), (1, 16)):
     tile = Tile(block, 64, 64, 1, 4, 3)
-    fused_moe.run(torch.randn(m, 128, device="cuda").bfloat16(), w, config=MoeConfig(tile, tile),
-        topk_weights=torch.rand(m, 2, device="cuda"), topk_ids=torch.randint(0, 16, (m, 2), device="cuda", dtype=torch.int32))
+    ids = torch.randint(0, 16, (m, 2), device="cuda", dtype=torch.int32)
+    fused_moe.run(draw(m, 128), w, config=MoeConfig(tile, tile), topk_weights=torch.rand(m, 2, device="cuda"),
+        topk_ids=ids)
 torch.cuda.synchronize()
 print(sorted(set(missed)))
 """

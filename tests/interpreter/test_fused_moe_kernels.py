@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
 from kernelmux.backends.triton import fused_moe, moe_launch
 from kernelmux.backends.triton.moe_rules import SortPlan, direct
 from kernelmux.contracts.fused_moe import OP
@@ -15,7 +16,9 @@ LIMIT = OP.tolerance["float16"].rtol
 
 
 def config(block_m, block_n=32, block_k=32, group=2):
-    return SimpleNamespace(up=Tile(block_m, block_n, block_k, group, 4, 2), down=Tile(block_m, block_n, block_k, 1, 4, 2))
+    return SimpleNamespace(
+        up=Tile(block_m, block_n, block_k, group, 4, 2), down=Tile(block_m, block_n, block_k, 1, 4, 2)
+    )
 
 
 def worst_row(got, want):

@@ -100,9 +100,7 @@ def compile_gemm(shape: MoeShape, side: str, tile: Tile, capability: Capability,
     return moe_kernels.moe_gemm.warmup(*args, grid=grid, **kwargs)
 
 
-def compile_tile(
-    shape: MoeShape, side: str, tile: Tile, capability: Capability, direct: bool = False
-) -> Compiled:
+def compile_tile(shape: MoeShape, side: str, tile: Tile, capability: Capability, direct: bool = False) -> Compiled:
     """Compile one GEMM and read what it needs. Fills Triton's cache, so that a later launch only loads it."""
     start = time.perf_counter()
     kernel = compile_gemm(shape, side, tile, capability, direct)

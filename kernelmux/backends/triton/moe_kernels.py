@@ -23,8 +23,15 @@ def _local_expert(topk_ids, expert_map, pair, mask, E, HAS_MAP: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_pairs", "pairs_per_program"])
 def moe_count(
-    topk_ids, expert_map, counts, num_pairs, pairs_per_program, E,
-    E_POW2: tl.constexpr, CHUNK: tl.constexpr, HAS_MAP: tl.constexpr,
+    topk_ids,
+    expert_map,
+    counts,
+    num_pairs,
+    pairs_per_program,
+    E,
+    E_POW2: tl.constexpr,
+    CHUNK: tl.constexpr,
+    HAS_MAP: tl.constexpr,
 ):
     """counts[program, expert]: how many of this program's pairs go to each expert."""
     program = tl.program_id(0)
@@ -40,10 +47,23 @@ def moe_count(
 
 @triton.jit(do_not_specialize=["num_pairs", "pairs_per_program", "programs"])
 def moe_place(
-    topk_ids, expert_map, counts, cursors, sorted_pairs, block_info, num_blocks,
-    num_pairs, pairs_per_program, programs, E,
-    E_POW2: tl.constexpr, PROGRAMS_POW2: tl.constexpr, CHUNK: tl.constexpr, BLOCK_M: tl.constexpr,
-    HAS_MAP: tl.constexpr, ONE_PROGRAM: tl.constexpr,
+    topk_ids,
+    expert_map,
+    counts,
+    cursors,
+    sorted_pairs,
+    block_info,
+    num_blocks,
+    num_pairs,
+    pairs_per_program,
+    programs,
+    E,
+    E_POW2: tl.constexpr,
+    PROGRAMS_POW2: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    HAS_MAP: tl.constexpr,
+    ONE_PROGRAM: tl.constexpr,
 ):
     """Write sorted_pairs, block_info and num_blocks from the counts; counts in place when there is one program.
 
@@ -63,9 +83,7 @@ def moe_place(
         before = tl.zeros((E_POW2,), tl.int32)
     else:
         row = tl.arange(0, PROGRAMS_POW2)
-        table = tl.load(
-            counts + row[:, None] * E_POW2 + expert_index[None, :], mask=row[:, None] < programs, other=0
-        )
+        table = tl.load(counts + row[:, None] * E_POW2 + expert_index[None, :], mask=row[:, None] < programs, other=0)
         total = tl.sum(table, axis=0)
         before = tl.sum(tl.where(row[:, None] < program, table, 0), axis=0)
     blocks = (total + BLOCK_M - 1) // BLOCK_M
@@ -106,12 +124,36 @@ def _activate(gate, ACTIVATION: tl.constexpr):
 
 @triton.jit(do_not_specialize=["m_blocks"])
 def moe_gemm(
-    a, b, c, pair_weights, topk_ids, expert_map, sorted_pairs, block_info, num_blocks,
-    m_blocks, E, COLUMNS, DEPTH, stride_a, stride_be, stride_bn, stride_c,
-    TOPK: tl.constexpr, SIDE: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
-    WEIGHTED: tl.constexpr, DIRECT: tl.constexpr, HAS_MAP: tl.constexpr, EVEN_DEPTH: tl.constexpr,
+    a,
+    b,
+    c,
+    pair_weights,
+    topk_ids,
+    expert_map,
+    sorted_pairs,
+    block_info,
+    num_blocks,
+    m_blocks,
+    E,
+    COLUMNS,
+    DEPTH,
+    stride_a,
+    stride_be,
+    stride_bn,
+    stride_c,
+    TOPK: tl.constexpr,
+    SIDE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    GATED: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    DIRECT: tl.constexpr,
+    HAS_MAP: tl.constexpr,
+    EVEN_DEPTH: tl.constexpr,
     USE_TMA: tl.constexpr,
-    BLOCK_SIZE_M: tl.constexpr, BLOCK_SIZE_N: tl.constexpr, BLOCK_SIZE_K: tl.constexpr, GROUP_SIZE_M: tl.constexpr,
+    BLOCK_SIZE_M: tl.constexpr,
+    BLOCK_SIZE_N: tl.constexpr,
+    BLOCK_SIZE_K: tl.constexpr,
+    GROUP_SIZE_M: tl.constexpr,
 ):
     """One block of one expert's GEMM.
 
@@ -218,8 +260,18 @@ def moe_gemm(
 
 @triton.jit(do_not_specialize=["scale"])
 def moe_reduce(
-    pair_out, out, topk_ids, expert_map, scale, E, K, stride_pair, stride_out,
-    TOPK: tl.constexpr, HAS_MAP: tl.constexpr, BLOCK: tl.constexpr,
+    pair_out,
+    out,
+    topk_ids,
+    expert_map,
+    scale,
+    E,
+    K,
+    stride_pair,
+    stride_out,
+    TOPK: tl.constexpr,
+    HAS_MAP: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """out[token] = scale * sum over slots of pair_out[token * TOPK + slot], in fp32, slots in order.
 

@@ -56,9 +56,7 @@ def sort_pairs(topk_ids: Tensor, experts: int, block_m: int, expert_map: Tensor 
     warps = 8 if max(chunk, plan.experts_pow2) >= 256 else 4
     common = dict(E_POW2=plan.experts_pow2, CHUNK=chunk, HAS_MAP=has_map, num_warps=warps)
     if plan.programs > 1:
-        kernels.moe_count[(plan.programs,)](
-            topk_ids, where, counts, pairs, plan.pairs_per_program, experts, **common
-        )
+        kernels.moe_count[(plan.programs,)](topk_ids, where, counts, pairs, plan.pairs_per_program, experts, **common)
     kernels.moe_place[(plan.programs,)](
         topk_ids, where, counts if plan.programs > 1 else cursors, cursors, sorted_pairs, block_info, num_blocks,
         pairs, plan.pairs_per_program, plan.programs, experts,

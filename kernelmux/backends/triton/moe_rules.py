@@ -57,7 +57,7 @@ class SortPlan:
 
 def tma_refusal(shape: MoeShape, tile: Tile, side: str, capability: Capability | None) -> str | None:
     """Why this tile cannot load through tensor descriptors here, or None if it can."""
-    columns, depth = shape.gemm(side)
+    _, depth = shape.gemm(side)
     if capability not in TMA:
         return "no tensor copy engine on this capability"
     if depth * shape.element_bytes % 16:

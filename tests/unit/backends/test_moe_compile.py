@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+
 from kernelmux.backends.triton.moe_rules import SortPlan, direct, most_blocks, tma_refusal
 from kernelmux.contracts.moe_shape import MoeShape
 from kernelmux.device import Capability

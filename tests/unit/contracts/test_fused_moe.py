@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kernelmux.contracts.fused_moe import experts_hit, work
 from kernelmux.contracts.moe_shape import ACTIVATIONS, MoeShape
 from kernelmux.errors import BadShape

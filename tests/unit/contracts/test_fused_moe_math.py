@@ -70,7 +70,9 @@ def test_the_op_is_a_torch_op_that_opcheck_accepts():
 
 def test_the_op_traces_without_breaking_the_graph():
     call = CALLS["relu2-33"]
-    compiled = torch.compile(lambda x: km.ops.fused_moe(x, *list(call.values())[1:]) * 2, backend="eager", fullgraph=True)
+    compiled = torch.compile(
+        lambda x: km.ops.fused_moe(x, *list(call.values())[1:]) * 2, backend="eager", fullgraph=True
+    )
     torch.testing.assert_close(compiled(call["x"]), 2 * reference(**call), rtol=1e-4, atol=1e-5)
 
 
@@ -107,7 +109,9 @@ def test_checked_mode_names_the_id_out_of_range(monkeypatch):
     call["topk_ids"] = call["topk_ids"].clone()
     call["topk_ids"][5, 1] = 8
     monkeypatch.setenv("KERNELMUX_CHECKED", "1")
-    chosen = km.select_backend("fused_moe", device="cpu", dtype="float32", shape={"topk": 2, "N": 48}, activation="silu")
+    chosen = km.select_backend(
+        "fused_moe", device="cpu", dtype="float32", shape={"topk": 2, "N": 48}, activation="silu"
+    )
     weights = chosen.prepare(w1=call.pop("w1"), w2=call.pop("w2"))
     with pytest.raises(BadShape, match=r"topk_ids\[5, 1\] = 8 is outside 0\.\.7"):
         chosen(call.pop("x"), weights, **call)

@@ -50,7 +50,7 @@ class FakeStand:
         return answers
 
     def align(self, m, block_ms):
-        return {block_m: 2.0 for block_m in block_ms}
+        return dict.fromkeys(block_ms, 2.0)
 
     def conditions(self):
         return {"sm_clock_mhz": "1980"}

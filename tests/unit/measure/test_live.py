@@ -4,13 +4,13 @@ import pytest
 
 pytest.importorskip("torch", reason="LiveBench asks for torch before it starts a child")
 
-from kernelmux.contracts.moe_shape import MoeShape  # noqa: E402
-from kernelmux.device import catalog  # noqa: E402
-from kernelmux.errors import DeviceLost  # noqa: E402
-from kernelmux.measure.live import LiveBench  # noqa: E402
-from kernelmux.tuning_configs.tile import Tile  # noqa: E402
+from kernelmux.contracts.moe_shape import MoeShape
+from kernelmux.device import catalog
+from kernelmux.errors import DeviceLost
+from kernelmux.measure.live import LiveBench
+from kernelmux.tuning_configs.tile import Tile
 
-from . import fake_stand  # noqa: E402
+from . import fake_stand
 
 GOOD = [Tile(16, n, 64, 1, 4, 1) for n in (32, 64, 128)]
 
