@@ -1,7 +1,7 @@
 """kernelmux: which GPU kernel should run an LLM op here, with which launch configuration, and why.
 
-Importing this package imports nothing but the standard library's smallest parts: every public name is loaded
-on first use, and torch only when a kernel runs.
+Importing this package loads the words of its interface (Device, Scheme, the errors) and of other packages nothing:
+whatever decides, reads a file or runs is loaded on first use, and torch only when a kernel runs.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kernelmux import errors
+from kernelmux.device import Device
+from kernelmux.quant import Scheme
 
 __version__ = "0.1.0"
 
@@ -19,8 +21,6 @@ _HOMES = {
     "freeze": "kernelmux.policies.select",
     "refresh": "kernelmux.policies.select",
     "Selection": "kernelmux.policies.selection",
-    "Device": "kernelmux.device",
-    "Scheme": "kernelmux.quant",
 }
 
 __all__ = [
@@ -38,10 +38,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     from kernelmux import ops
-    from kernelmux.device import Device
     from kernelmux.policies.select import freeze, override, refresh, select_backend, warmup
     from kernelmux.policies.selection import Selection
-    from kernelmux.quant import Scheme
 
 
 def __getattr__(name: str) -> Any:

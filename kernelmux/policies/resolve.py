@@ -184,8 +184,9 @@ def _measured(
     newest: dict[str, Measurement] = {}
 
     def version(package: str) -> str | None:
-        now = packages.get(package)
-        return None if now == ASSUMED else now
+        if package == "driver":
+            return device.driver or ""  # of a described device nobody knows it
+        return "" if packages.get(package) == ASSUMED else packages.get(package)
 
     for found in measurements:
         if (found.op, found.device, found.scheme, found.dtype, found.activation, found.shape) != key:
@@ -195,7 +196,7 @@ def _measured(
             return None
         if not (found.m_lo <= tokens[0] and tokens[1] <= found.m_hi) or found.kernel not in by_name:
             continue
-        stale = None if packages.everything else found.stale(version)
+        stale = found.stale(version)
         if stale:
             notes.append(f"a measurement of {found.kernel} is out of date: {stale}")
         elif found.kernel not in newest or newest[found.kernel].when < found.when:

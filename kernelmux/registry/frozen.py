@@ -18,6 +18,6 @@ def set_frozen(value: bool) -> None:
 
 
 def guard(what: str) -> None:
-    """Raise FrozenError when frozen. ``what`` completes "this would ...": ``load kernelmux.fused_moe[triton]``."""
+    """Raise FrozenError when frozen. ``what`` completes "this would ...": ``load kernelmux.rms_norm[triton]``."""
     if _frozen:
         raise FrozenError(f"kernelmux is frozen and this would {what}. Do it before km.freeze(), with km.warmup().")

@@ -12,7 +12,8 @@ class Measurement(Value):
     """One kernel's time over token counts ``m_lo..m_hi`` (both included), median microseconds of one call.
 
     ``device`` is the Device's ``table_name``. ``shape`` lists (axis, size) without the token axis, sorted by axis.
-    ``versions`` are of the packages that decide speed (``triton``, ``torch``, ...) as they were installed then.
+    ``versions`` are of the packages that decide speed (``triton``, ``torch``, ...) as they were installed then, and of
+    the ``driver``.
     ``when`` is an ISO 8601 time in UTC.
     """
 
@@ -33,9 +34,14 @@ class Measurement(Value):
         return hash((self.op, self.device, self.kernel, self.shape, self.m_lo, self.m_hi, self.us, self.when))
 
     def stale(self, version: Callable[[str], str | None]) -> str | None:
-        """Why it no longer counts, or None. ``version`` gives a package's version now; build tags do not matter."""
+        """Why it no longer counts, or None. Build tags do not matter.
+
+        ``version`` gives a package's version now: None where it is not installed, "" where that cannot be known.
+        """
         for package, then in self.versions.items():
             now = version(package)
+            if now == "":
+                continue
             if now is None or release(now) != release(then):
                 return f"{package} was {then} and is {now or 'not installed'}"
         return None

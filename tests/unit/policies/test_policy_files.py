@@ -260,3 +260,11 @@ def test_unquantized_moe_is_triton_on_every_listed_nvidia_gpu_of_8_0_or_later_an
         assert chosen.backend == expected, device.name
         ruled = device.vendor == "cpu" or (device.capability in capabilities("8.x", "9.0", "10.x", "11.0", "12.x"))
         assert chosen.source == ("policy" if ruled else "fallback"), device.name
+
+
+def test_neither_the_registry_nor_the_policies_know_an_op_by_name() -> None:
+    package = RULES_FOLDER.parents[1]
+    names = [op.name for op in discovery.registry().ops()]
+    for path in (*(package / "policies").glob("*.py"), *(package / "registry").glob("*.py")):
+        if path.name != "discovery.py":  # lists the modules of declarations, and reads nothing of them but the list
+            assert not [name for name in names if name in path.read_text(encoding="utf-8")], path

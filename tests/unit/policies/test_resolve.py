@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -126,6 +127,20 @@ def test_a_measurement_under_another_release_is_ignored_and_said() -> None:
 def test_a_build_tag_does_not_make_a_measurement_stale() -> None:
     found = measured("toy.mix[triton]", 1.0, versions={"torch": "2.9.1+cu128"})
     assert choose(measurements=[found], packages=Packages({"torch": "2.9.1+cpu"})).source == "measured"
+
+
+def test_a_driver_is_compared_where_it_is_known() -> None:
+    found = measured("toy.mix[triton]", 1.0, versions={"driver": "580.95.05"})
+    assert choose(measurements=[found]).source == "measured"
+    for driver, source in (("580.95.05", "measured"), ("570.10", "policy")):
+        live = replace(gpu("b200"), live=True, index=0, driver=driver)
+        asked = {"policy": PREFER_CUTLASS, "registry": world(), "measurements": [found]}
+        assert resolve("mix", live, NOTHING, make_problem(), **asked).source == source
+
+
+def test_where_packages_are_assumed_a_measurement_counts() -> None:
+    found = measured("toy.mix[triton]", 1.0, versions={"triton": "3.5.1"})
+    assert choose(measurements=[found], packages=Packages.assume_all()).source == "measured"
 
 
 def test_a_range_of_tokens_needs_a_measurement_of_the_whole_range() -> None:
