@@ -62,9 +62,11 @@ def serve(pipe: Connection, stand: Stand) -> None:
         try:
             answer: Any
             if verb == "time":
-                answer = [plain(value) for value in stand.time(*args, at)]
+                m, side, tiles, samples = args
+                answer = [plain(value) for value in stand.time(m, side, tiles, samples, at)]
             elif verb == "check":
-                answer = [plain(value) for value in stand.check(*args, at)]
+                m, pairs = args
+                answer = [plain(value) for value in stand.check(m, pairs, at)]
             elif verb == "align":
                 answer = stand.align(*args)
             else:
