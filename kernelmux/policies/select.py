@@ -142,7 +142,7 @@ def _select(
     )
     if key is not None and not _follows_current(device) and before == epoch.value:
         if len(_cache) >= _LIMIT:
-            _cache.pop(next(iter(_cache)))
+            _cache.clear()  # what is asked for again is resolved again, from memory
         variable = _encode(op_variable(op))
         _cache[key] = (selection, variable, _variable(variable), _variable(_ANY_OP_KEY), *folders)
     return selection

@@ -114,7 +114,9 @@ class Selection(Value):
 
     @property
     def tokens(self) -> int | None:
-        """The token count, where the problem gives a single one."""
+        """The token count, where the problem gives a single one; 0 for an op that has no token axis."""
+        if self.op.token_axis is None:
+            return 0
         given = self.problem.tokens(self.op.token_axis)
         return given[0] if given and given[0] == given[1] else None
 
@@ -200,7 +202,8 @@ class Selection(Value):
             op_args.setdefault("activation", self.problem.activation)
         if self.configs is None:
             return run(x, weights, config=None, **op_args)
-        tokens = self._state["shape"](x, weights, **op_args)[self.op.token_axis]
+        axis = self.op.token_axis
+        tokens = self._state["shape"](x, weights, **op_args)[axis] if axis else 0
         config = self._by_tokens.get(tokens)
         return run(x, weights, config=config or self.config_at(tokens), **op_args)
 

@@ -249,6 +249,14 @@ def test_a_config_is_looked_up_once_for_a_token_count() -> None:
     assert toyworld.CHOICE.asked == [5]
 
 
+def test_an_op_without_a_token_axis_has_one_config(toy: Registry) -> None:
+    toy.add(make_op("fold", axes=("K",), token_axis=None))
+    toy.add(make_kernel("triton", op="fold", configs=f"{toyworld.HERE}:configs"))
+    chosen = km.select_backend("fold", device="b200", shape={"K": 8})
+    assert chosen.config == "config-0"
+    assert chosen("x", "w") == ("ran", "x", "w", "config-0", {})
+
+
 def test_prepare_uses_the_kernels_own_layout() -> None:
     chosen = km.select_backend("mix", backend="torch", **H100)
     assert chosen.prepare(w=1) == ("prepared", "h100-sxm", {"w": 1})
