@@ -284,5 +284,7 @@ def moe_reduce(
     for slot in tl.static_range(TOPK):
         pair = token * TOPK + slot
         expert = _local_expert(topk_ids, expert_map, pair, True, E, HAS_MAP)
-        total += tl.load(pair_out + pair * stride_pair + column, mask=inside & (expert >= 0), other=0.0).to(tl.float32)
+        # Not `inside & (expert >= 0)`: Triton 3.9's interpreter refuses a mask made of a block and a scalar.
+        here = column < tl.where(expert >= 0, K, 0)
+        total += tl.load(pair_out + pair * stride_pair + column, mask=here, other=0.0).to(tl.float32)
     tl.store(out + token * stride_out + column, (total * scale).to(out.dtype.element_ty), mask=inside)
