@@ -23,6 +23,10 @@ class Clock:
         return self._now() - self.begun
 
     @property
+    def limit_s(self) -> float:
+        return float("inf") if self.budget_s is None else self.budget_s
+
+    @property
     def left_s(self) -> float:
         return float("inf") if self.budget_s is None else self.budget_s * (1 - RESERVE) - self.spent_s
 

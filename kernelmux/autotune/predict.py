@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kernelmux.autotune import emit, joint, priors
+from kernelmux.autotune import emit, joint, priors, race
 from kernelmux.autotune.clock import Clock
 from kernelmux.autotune.compile import CompilePool, Facts, Task
 from kernelmux.autotune.ledger import Cubins
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 BUDGET_S = 240.0
 # Tiles a side that are compiled: the further ones have votes under 1% of the first.
 CUBINS: Mapping[str, int] = {"quick": 24, "full": 100, "exhaustive": 300}
-SPILLS = 256
+PROOF_ROUNDS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,19 +87,31 @@ def predict_moe(
     wanted = _wanted(shape, device, {s: spaces[s].tiles for s in SIDES}, ms, CUBINS[effort])
     notes: list[str] = []
     pool = CompilePool(shape, device.capability, workers=workers, target=compile_with) if compile_with else None
+    tiles = {s: spaces[s].tiles for s in SIDES}
     try:
         cubins = Cubins(
             shape, device.capability, triton=versions["triton"], source=source, pool=pool, journal=journal
         )  # fmt: skip
         with clock.stage("compile"):
             facts = _compile(cubins, wanted, clock, say)
+        if len(facts) < len(wanted):
+            notes.append(
+                f"the budget allowed {len(facts)} of {len(wanted)} compilations; the rest is judged by formula."
+            )
+        with clock.stage("solve"):
+            choices = choose(shape, device, tiles, ms, facts)
+        for _ in range(PROOF_ROUNDS):
+            # What is written has been compiled, as far as the budget goes; a pick that fails makes way for the next.
+            unseen = [t for t in _tasks(shape, choices) if t not in facts]
+            if not unseen or pool is None or clock.spent_s >= clock.limit_s:
+                break
+            with clock.stage("compile"):
+                facts |= _compile(cubins, unseen, clock, say)
+            with clock.stage("solve"):
+                choices = choose(shape, device, tiles, ms, facts)
     finally:
         if pool is not None:
             pool.close()
-    if len(facts) < len(wanted):
-        notes.append(f"the budget allowed {len(facts)} of {len(wanted)} compilations; the rest is judged by formula.")
-    with clock.stage("solve"):
-        choices = choose(shape, device, {s: spaces[s].tiles for s in SIDES}, ms, facts)
     missing = sorted(set(ms) - choices.keys())
     if missing:
         raise TuneError(f"no tile compiles for {device.name} at M={missing[0]}; nothing can be predicted.")
@@ -156,7 +168,7 @@ def scores(
             continue
         if why_not(tile, ground) is None and (known is None or known.status == "ok"):
             usable[tile] = known
-    lean = {t: f for t, f in usable.items() if f is None or f.stack_bytes < SPILLS}
+    lean = {t: f for t, f in usable.items() if f is None or f.stack_bytes < race.SPILLS}
     usable = lean or usable
     if not usable:
         return {}
@@ -180,6 +192,14 @@ def scores(
         return best * math.exp(loss + (weights.tma if tile.use_tma else 0.0))
 
     return {tile: figure(tile) for tile in usable}
+
+
+def _tasks(shape: MoeShape, choices: Mapping[int, MoeConfig]) -> list[Task]:
+    """The binaries that a table needs."""
+    found = {
+        Task(side, getattr(c, side), moe_rules.direct(shape, m)): None for m, c in choices.items() for side in SIDES
+    }
+    return list(found)
 
 
 def installed_versions() -> dict[str, str]:

@@ -23,3 +23,10 @@ def compile_tile(shape, side, tile, capability, direct=False):
         shared_bytes=1024, registers=128, stack_bytes=512 if (tile.block_m, tile.warps) == (16, 8) else 0,
         sha256=hashlib.sha256(code.encode()).hexdigest(), seconds=0.01,
     )  # fmt: skip
+
+
+def refuses_128(shape, side, tile, capability, direct=False):
+    """BN=128 raises; all else compiles at once."""
+    if tile.block_n == 128:
+        raise RuntimeError("no 128 here")
+    return SimpleNamespace(shared_bytes=1024, registers=64, stack_bytes=0, sha256=tile.short(), seconds=0.001)

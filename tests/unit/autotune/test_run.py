@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from kernelmux.autotune import compile as compiling
+from kernelmux.autotune.clock import Clock
 from kernelmux.autotune.compile import Deadline
 from kernelmux.autotune.run import tune_moe
 from kernelmux.device import resolve_device
@@ -93,17 +95,11 @@ def test_a_wrong_finalist_is_removed_and_the_next_one_taken(tmp_path):
     assert not any(" down " in failure and "wrong" in failure for failure in second.failures)
 
 
-def test_the_budget_is_kept_and_the_table_still_complete(tmp_path):
+def test_the_budget_is_kept_and_the_table_still_complete(tmp_path, monkeypatch):
     now = [0.0]
     bench = Landscape(sleep=lambda: now.__setitem__(0, now[0] + 4.0))
-    import kernelmux.autotune.run as run
-
-    original = run.Clock
-    run.Clock = lambda budget: original(budget, now=lambda: now[0])
-    try:
-        result = tune(bench, tmp_path, budget_s=30.0, effort="full", ms=(1, 16, 64, 256, 1024, 4096))
-    finally:
-        run.Clock = original
+    monkeypatch.setattr("kernelmux.autotune.run.Clock", lambda budget: Clock(budget, now=lambda: now[0]))
+    result = tune(bench, tmp_path, budget_s=30.0, effort="full", ms=(1, 16, 64, 256, 1024, 4096))
     assert now[0] <= 6 * 2 * 4.0 + 30.0  # every M runs at least one rung a side
     assert len(result.table.keys) == 6
     assert any("the budget" in note for note in result.notes)
@@ -180,19 +176,13 @@ def test_a_call_that_skips_the_sort_runs_block_m_16(tmp_path):
     assert all(line.config.block_m == 16 for line in result.lines)
 
 
-def test_compiling_ahead_weeds_out_and_merges_before_anything_is_timed(tmp_path):
+def test_compiling_ahead_weeds_out_and_merges_before_anything_is_timed(tmp_path, monkeypatch):
     bench = Landscape(shape=SMALL)
-    import kernelmux.autotune.compile as compiling
-
-    fast = compiling.Deadline
-    compiling.Deadline = lambda: Deadline(first_s=1.0, cap_s=1.0)
-    try:
-        result = tune(
-            bench, tmp_path, ms=(8,), workers=2, compile_with="tests.unit.autotune.fake_compilers:compile_tile",
-            config=small_config(),
-        )  # fmt: skip
-    finally:
-        compiling.Deadline = fast
+    monkeypatch.setattr(compiling, "Deadline", lambda: Deadline(first_s=1.0, cap_s=1.0))
+    result = tune(
+        bench, tmp_path, ms=(8,), workers=2, compile_with="tests.unit.autotune.fake_compilers:compile_tile",
+        config=small_config(),
+    )  # fmt: skip
     timed = {tile for (_, _, tile, _) in bench.timed}
     default = default_config(SMALL, 8, H100).up
     assert not [t for t in timed if t.block_n in (32, 256) or t.block_n == t.block_k == 128]
