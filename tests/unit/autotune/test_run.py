@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 
@@ -151,6 +152,18 @@ def test_an_unwritable_folder_is_noticed_before_anything_is_measured(tmp_path):
     with pytest.raises(StoreError, match="not a folder"):
         tune(bench, tmp_path / "file" / "out")
     assert bench.calls == 0
+
+
+def test_a_full_disk_is_noticed_before_anything_is_measured(tmp_path, monkeypatch):
+    def full(fd):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("kernelmux.autotune.emit.os.fsync", full)
+    bench = Landscape()
+    with pytest.raises(StoreError, match="disk is full"):
+        tune(bench, tmp_path / "out")
+    assert bench.calls == 0
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_folder_that_turns_unwritable_keeps_the_measurements_and_says_where(tmp_path, monkeypatch):
