@@ -28,9 +28,9 @@ PRIORS_FILE = Path(__file__).with_name("priors.json")
 
 # How many octaves apart two points may be before they stop informing each other, per feature. Chosen by
 # leave-one-model-out on the public tables (`scripts/derive_priors.py --validate`).
-TOKENS_SCALE, N_SCALE, E_SCALE = 0.7, 2.0, 2.0
+TOKENS_SCALE, N_SCALE, E_SCALE = 0.7, 2.0, 1.0
 # Tiles carry over between GPUs of one tensor-core generation, and hardly between generations.
-SAME_GENERATION, OTHER_GENERATION = 0.5, 0.08
+SAME_GENERATION, OTHER_GENERATION = 0.5, 0.02
 # Share of a tile's vote that each tile one knob apart receives.
 SMOOTHING = 0.25
 # A vote under this total weight is thin: about one shipped point at the very spot.
