@@ -130,9 +130,8 @@ def geomean(truth: Truth, chosen: dict[int, MoeConfig]) -> tuple[float, float, d
 def fit(truths: list[Truth]) -> predict.Weights:
     """The weights with the best geometric mean over all journals, by a coarse grid."""
     best, found = -1.0, predict.WEIGHTS
-    for vote, block_m, believed, default, tma in product(
-        (0.01, 0.02, 0.03, 0.05), (0.0, 0.03, 0.06), (0.0, 0.1, 0.2, 0.4), (0.1, 0.3, 1.0), (-0.06, -0.03, 0.0)
-    ):
+    grid = ((0.015, 0.03, 0.05), (0.0, 0.03, 0.06), (0.05, 0.15, 0.3), (0.3, 1.0), (-0.1, -0.06, -0.03))
+    for vote, block_m, believed, default, tma in product(*grid):
         weights = predict.Weights(vote=vote, block_m=block_m, estimate=believed, default_votes=default, tma_90=tma)
         value = sum(math.log(geomean(t, picks(t, weights, t.facts))[0]) for t in truths) / len(truths)
         if value > best or best == -1.0:
