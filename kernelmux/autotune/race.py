@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kernelmux.device import Device
 
 SPILLS = 256  # stack bytes a thread from which a tile is out while any other is left
+SAME_BINARY = "the same machine code as another tile at this M"
 FIRST_PHASE, SECOND_PHASE = 0.58, 1.0  # of what is left of the budget when each begins
 
 
@@ -132,10 +133,11 @@ def _distinct(
     limit = arena.device.shared_bytes
     fits = {t: f for t, f in usable.items() if not limit or f.shared_bytes <= limit}
     lean = {t: f for t, f in fits.items() if f.stack_bytes < SPILLS or t == default}
-    kept: dict[str, Tile] = {}
+    ran = standing.binaries[side]
     for tile, fact in sorted((lean if len(lean) > 1 else fits).items(), key=lambda tf: tf[0] != default):
-        kept.setdefault(fact.sha256 or tile.short(), tile)
-    chosen = set(kept.values())
+        if ran.setdefault(fact.sha256 or tile.short(), tile) != tile:
+            arena.discard(side, SAME_BINARY)
+    chosen = set(ran.values())
     return [t for t in tiles if t in chosen]
 
 

@@ -39,6 +39,7 @@ class Standing:
     alive: dict[Side, list[Tile]] = field(default_factory=dict)
     results: dict[Side, dict[Tile, Result]] = field(default_factory=lambda: {"up": {}, "down": {}})
     failed: dict[Side, dict[Tile, str]] = field(default_factory=lambda: {"up": {}, "down": {}})
+    binaries: dict[Side, dict[str, Tile]] = field(default_factory=lambda: {"up": {}, "down": {}})  # sha256 -> its tile
     align_us: dict[int, float] = field(default_factory=dict)
     rungs_run: list[str] = field(default_factory=list)
 
