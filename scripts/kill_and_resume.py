@@ -20,7 +20,7 @@ from kernelmux.store.journal import Journal
 from kernelmux.tuning_configs.table import MoeTable
 from kernelmux.tuning_configs.tile import Tile
 
-MS = "1,16,256,2048"
+MS = "1,4,16,64,128,512,1024,2048,4096"
 
 
 def rows(journal: Path) -> dict[tuple[Any, ...], tuple[Any, ...]]:
@@ -36,10 +36,12 @@ def rows(journal: Path) -> dict[tuple[Any, ...], tuple[Any, ...]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", required=True)
-    parser.add_argument("--after", type=float, help="seconds until the kill; random between 12 and 30 if not given")
+    parser.add_argument(
+        "--after", type=float, help="seconds from the first record to the kill; random below 8 if not given"
+    )
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    after = options.after or random.uniform(12.0, 30.0)
+    after = options.after or random.uniform(0.2, 8.0)
     with tempfile.TemporaryDirectory() as folder:
         journal, tables = Path(folder, "journal.sqlite"), Path(folder, "tables")
         command = [
@@ -47,6 +49,8 @@ def main() -> None:
             "--journal", str(journal), "--out", str(tables),
         ]  # fmt: skip
         victim = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while victim.poll() is None and not (journal.exists() and rows(journal)):
+            time.sleep(0.1)
         time.sleep(after)
         early = victim.poll() is not None
         victim.send_signal(signal.SIGKILL)
@@ -62,7 +66,8 @@ def main() -> None:
         )  # fmt: skip
         table = MoeTable(up, down)
         result = {
-            "killed_after_s": round(after, 1), "finished_before_the_kill": early, "resumed_exit_code": done.returncode,
+            "killed_after_first_record_s": round(after, 1), "finished_before_the_kill": early,
+            "resumed_exit_code": done.returncode,
             "steps_before": len(before), "steps_after": len(after_rows),
             "steps_measured_again": sum(after_rows.get(key) != value for key, value in before.items()),
             "files_before_resume": len(half_written), "table_keys": list(table.keys),

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kernelmux.autotune.result import Line, TuneResult
+from kernelmux.autotune.result import Line, TuneResult, rounded
 from kernelmux.errors import StoreError
 from kernelmux.store.files import store_error
 from kernelmux.tuning_configs.sidecar import Point, Sidecar
@@ -74,9 +74,9 @@ def describe(device: Device, fingerprint: Mapping[str, str]) -> dict[str, object
 
 def _point(line: Line) -> Point:
     return Point(
-        up_us=line.up_us,
-        down_us=line.down_us,
-        default_us=line.default_us,
-        interval=(line.interval.low, line.interval.high) if line.interval else None,
+        up_us=rounded(line.up_us),
+        down_us=rounded(line.down_us),
+        default_us=rounded(line.default_us),
+        interval=(round(line.interval.low, 3), round(line.interval.high, 3)) if line.interval else None,
         ties=tuple(f"{c.up.short()} / {c.down.short()}" for c in line.ties if c != line.config)[:12],
     )

@@ -41,10 +41,10 @@ class Line:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "m": self.m, **self.config.to_json(), "us": _round(self.us), "up_us": _round(self.up_us),
-            "down_us": _round(self.down_us), "align_us": _round(self.align_us),
-            "interval_us": [_round(self.interval.low), _round(self.interval.high)] if self.interval else None,
-            "default": self.default.to_json() if self.default else None, "default_us": _round(self.default_us),
+            "m": self.m, **self.config.to_json(), "us": rounded(self.us), "up_us": rounded(self.up_us),
+            "down_us": rounded(self.down_us), "align_us": rounded(self.align_us),
+            "interval_us": [rounded(self.interval.low), rounded(self.interval.high)] if self.interval else None,
+            "default": self.default.to_json() if self.default else None, "default_us": rounded(self.default_us),
             "gain": None if self.gain is None else round(self.gain, 4), "ties": len(self.ties),
             "from_m": self.from_m,
         }  # fmt: skip
@@ -78,7 +78,7 @@ class TuneResult:
             "notes": list(self.notes),
             "counts": dict(self.counts),
             "conditions": {when: dict(seen) for when, seen in self.conditions.items()},
-            "align_us": {str(line.m): _round(line.align_us) for line in self.lines if line.align_us is not None},
+            "align_us": {str(line.m): rounded(line.align_us) for line in self.lines if line.align_us is not None},
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -93,5 +93,5 @@ class TuneResult:
         }
 
 
-def _round(us: float | None) -> float | None:
+def rounded(us: float | None) -> float | None:
     return None if us is None else round(us, 3)

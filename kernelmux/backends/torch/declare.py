@@ -14,6 +14,7 @@ KERNELS = (
         load="kernelmux.backends.torch.fused_moe:run",
         prepare="kernelmux.backends.torch.fused_moe:prepare",
         layout="experts-hf",
+        evidence={"cpu": "measured"},
         requirements=(OnCapability(ANY), SchemeIn(frozenset({"none"})), _TORCH),
         numerics=Numerics(rounding=("each matrix product", "activated inner rows", "output")),
     ),

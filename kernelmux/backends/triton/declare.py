@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...contracts.moe_shape import ACTIVATIONS
+from ...device import capabilities
 from ...registry import ANY, ActivationIn, DtypeIn, Kernel, NeedsPackage, Numerics, OnCapability, SchemeIn, VendorIn
 
 _TORCH = NeedsPackage("torch", ">=2.4", to_run=True, install="pip install 'kernelmux[torch]'")
@@ -19,6 +20,11 @@ KERNELS = (
         configs="kernelmux.tuning_configs.lookup:provider",
         layout="experts-hf",
         capturable=True,
+        # 9.0: tests/gpu, benchmarks/results/fused-moe-h200.json; the others: tests/unit/backends/test_moe_compile.py.
+        evidence={
+            **dict.fromkeys(capabilities("8.0", "8.6", "8.9", "10.0", "10.3", "12.0", "12.1"), "compiled"),
+            **dict.fromkeys(capabilities("9.0"), "measured"),
+        },
         requirements=(
             OnCapability(ANY),
             VendorIn(frozenset({"nvidia", "amd"}), why="Triton compiles for GPUs"),
