@@ -8,13 +8,16 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kernelmux import __version__
 from kernelmux.cli.output import emit, say, table
 from kernelmux.device import live_devices
+
+if TYPE_CHECKING:
+    from kernelmux.policies.lint import Fault
 
 # Package, and what is not possible without it.
 _PACKAGES = {
@@ -27,9 +30,16 @@ _PACKAGES = {
 
 
 @click.command()
+@click.option("--policies", is_flag=True, help="Judge the rules that choose kernels instead; exits with 1 on a fault.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-def doctor(as_json: bool) -> None:
-    """Say what this installation has and lacks: packages, GPUs, folders."""
+@click.pass_context
+def doctor(ctx: click.Context, policies: bool, as_json: bool) -> None:
+    """Say what this installation has and lacks: packages, GPUs, folders, kernels of other packages."""
+    if policies:
+        _judge_policies(ctx, as_json)
+        return
+    from kernelmux.registry.discovery import registry
+
     data = {
         "kernelmux": __version__,
         "python": platform.python_version(),
@@ -37,8 +47,29 @@ def doctor(as_json: bool) -> None:
         "packages": {name: _version(name) for name in _PACKAGES},
         "devices": [device.to_json() for device in live_devices()],
         "folders": [_folder(word, function) for word, function in (("cache", "cache_dir"), ("config", "config_dir"))],
+        "left_out": list(registry().faults),
     }
     emit(data, as_json, lambda: _render(data))
+
+
+def _judge_policies(ctx: click.Context, as_json: bool) -> None:
+    """Lint the rules kernelmux ships against every op and kernel of this installation."""
+    from kernelmux.policies.lint import lint
+    from kernelmux.policies.policy import Policy
+    from kernelmux.registry.discovery import registry
+
+    policy = Policy.builtin_all()
+    faults = lint(policy, registry())
+    data = {"ok": not faults, "rules": [rule.id for rule in policy.rules], "faults": [f.to_json() for f in faults]}
+    emit(data, as_json, lambda: _say_faults(len(policy.rules), faults))
+    if faults:
+        ctx.exit(1)
+
+
+def _say_faults(rules: int, faults: list[Fault]) -> None:
+    for fault in faults:
+        say(f"{fault} [{fault.code}]")
+    say(f"{rules} rules, {len(faults)} faults." if faults else f"{rules} rules, all sound.")
 
 
 def _version(name: str) -> str | None:
@@ -80,3 +111,5 @@ def _render(data: dict[str, Any]) -> None:
             f"{folder['folder']} folder: {folder['path'] or 'unknown'}"
             + (f": {folder['why']}" if folder["why"] else "")
         )
+    for fault in data["left_out"]:
+        say(f"left out: {fault}. Mend or uninstall that package.")

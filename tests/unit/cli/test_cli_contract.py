@@ -18,6 +18,9 @@ import kernelmux as km
 from kernelmux.cli import app, main, output
 from kernelmux.cli.params import parse_shape
 from kernelmux.errors import BadShape, DeviceNotFound, StoreError
+from kernelmux.policies.policy import Policy
+from kernelmux.policies.rule import read_rule
+from kernelmux.registry import discovery
 
 Capture = pytest.CaptureFixture[str]
 
@@ -208,6 +211,35 @@ def test_doctor_json_names_versions_devices_and_folders(capsys: Capture) -> None
     assert said["kernelmux"] == km.__version__
     assert {"triton", "torch"} <= set(said["packages"])
     assert [f["folder"] for f in said["folders"]] == ["cache", "config"]
+
+
+def test_doctor_finds_the_shipped_policies_sound(capsys: Capture) -> None:
+    assert main(["doctor", "--policies", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["ok"]
+    assert said["faults"] == []
+    assert "fused-moe-unquantized" in said["rules"]
+    assert main(["doctor", "--policies"]) == 0
+    assert "all sound" in capsys.readouterr().out
+
+
+def test_doctor_names_rule_and_fault_of_a_policy_and_exits_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    dead = read_rule(
+        {"id": "dead", "when": {"op": "no_such_op"}, "prefer": ["triton"], "why": "w", "evidence": "https://x.org"}
+    )
+    monkeypatch.setattr(Policy, "builtin_all", classmethod(lambda cls: Policy((dead,))))
+    assert main(["doctor", "--policies"]) == 1
+    assert "rule dead: no_such_op is no op." in capsys.readouterr().out
+    assert main(["doctor", "--policies", "--json"]) == 1
+    assert [fault["code"] for fault in json.loads(capsys.readouterr().out)["faults"]] == ["unknown_op"]
+
+
+def test_doctor_names_what_other_packages_declare_wrongly(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(discovery.registry(), "faults", ["other 1.0: entry point x = y:z: no module named y"])
+    assert main(["doctor"]) == 0
+    assert "left out: other 1.0" in capsys.readouterr().out
 
 
 def test_text_that_is_no_terminal_has_no_colour_and_no_boxes(capsys: Capture) -> None:
