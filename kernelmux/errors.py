@@ -11,6 +11,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+_MOST_LISTED = 24  # names that still read as one sentence; of more the hint says where they are
+
 
 class KernelmuxError(Exception):
     """Base of every error kernelmux raises on purpose."""
@@ -25,10 +27,23 @@ class UsageError(KernelmuxError, ValueError):
 
 
 def _unknown(kind: str, name: object, known: Iterable[str], hint: str) -> str:
-    names = sorted(known)
-    near = get_close_matches(str(name), names, n=3, cutoff=0.5)
-    guess = f" Did you mean {' or '.join(near)}?" if near else f" Known: {', '.join(names)}."
-    return f"unknown {kind} {str(name)!r}.{guess} {hint}".rstrip()
+    names, said = sorted(known), str(name)
+    begun = [other for other in names if said and other.startswith(said)]
+    near = (begun or _near(said, names))[:4]
+    everything = f" Known: {', '.join(names)}." if len(names) <= _MOST_LISTED else ""
+    guess = f" Did you mean {' or '.join(near)}?" if near else everything
+    return f"unknown {kind} {said!r}.{guess} {hint}".rstrip()
+
+
+def _near(said: str, names: Sequence[str]) -> list[str]:
+    """Names like ``said``, the likest first: by the whole, else by the first word (h101: h100-sxm, h100-pcie, ...)."""
+    whole = get_close_matches(said, names, n=3, cutoff=0.75)
+    if whole:
+        return whole
+    heads = get_close_matches(said, sorted({other.partition("-")[0] for other in names}), n=1, cutoff=0.7)
+    return [other for other in names if other.partition("-")[0] in heads] or get_close_matches(
+        said, names, n=3, cutoff=0.5
+    )
 
 
 class UnknownOp(UsageError):

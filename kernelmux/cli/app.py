@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -89,6 +90,21 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run one command line; never raises. The sentence of an error goes to stderr, also with ``--json``."""
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
+    before = warnings.formatwarning
+    if not debug:
+        warnings.formatwarning = _sentence
+    try:
+        return _run(args, debug)
+    finally:
+        warnings.formatwarning = before
+
+
+def _sentence(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: object = None) -> str:
+    """A warning as people read it; file and line of the code that gave it are for --debug."""
+    return f"Warning: {message}\n"
+
+
+def _run(args: list[str], debug: bool) -> int:
     try:
         code = kernelmux.main(args=args, prog_name="kernelmux", standalone_mode=False)
         sys.stdout.flush()

@@ -140,7 +140,7 @@ def _explicit(
     accepted: Mapping[Kernel, Decision],
     rejected: tuple[Refused, ...],
 ) -> _Choice:
-    means = f"{explicit.by} backend={explicit.backend!r}" if explicit.by == "argument" else explicit.by
+    means = f"the {explicit.by} backend={explicit.backend!r}" if explicit.by == "argument" else explicit.by
     check_backend(explicit, op, registry)
     found = _named(explicit.backend, accepted)
     if found:

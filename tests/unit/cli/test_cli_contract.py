@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -142,6 +143,20 @@ def test_an_unexpected_exception_says_it_is_a_bug_and_debug_shows_where(add_comm
     assert "Traceback" not in err
     assert main(["probe", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_warning_is_a_sentence_and_debug_shows_where(add_command: Any, capsys: Capture) -> None:
+    def probe() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = lambda *given: print(warnings.formatwarning(*given[:4]), file=sys.stderr)
+            warnings.warn("table.json is passed over.", UserWarning, stacklevel=1)
+
+    add_command(probe)
+    assert main(["probe"]) == 0
+    assert capsys.readouterr().err.strip() == "Warning: table.json is passed over."
+    assert main(["probe", "--debug"]) == 0
+    assert "test_cli_contract.py" in capsys.readouterr().err
 
 
 def test_an_interrupt_exits_130_with_a_sentence(add_command: Any, capsys: Capture) -> None:

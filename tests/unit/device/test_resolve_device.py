@@ -152,3 +152,19 @@ def test_cuda_without_a_gpu_is_not_found_with_a_remedy(monkeypatch: pytest.Monke
     monkeypatch.setattr("kernelmux.livegpu._probe", tuple)
     with pytest.raises(DeviceNotFound, match=r"no GPU that answers.*--device h100-sxm.*--offline"):
         resolve_device("cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [("h101", "h100-sxm"), ("rtx-pro", "rtx-pro-6000-server"), ("h200x", "h200"), ("mi300", "mi300x")],
+)
+def test_a_name_nearly_right_is_met_with_the_one_that_was_meant(said: str, meant: str) -> None:
+    with pytest.raises(UnknownDevice, match=f"Did you mean .*{meant}"):
+        resolve_device(said)
+
+
+def test_a_name_like_none_is_not_answered_with_the_whole_catalog() -> None:
+    with pytest.raises(UnknownDevice) as error:
+        resolve_device("nope")
+    assert len(str(error.value)) < 100
+    assert "`kernelmux devices`" in str(error.value)
