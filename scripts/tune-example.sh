@@ -3,7 +3,7 @@
 set -euo pipefail
 bin="${BIN:-.venv/bin}"
 shape="${SHAPE:-E=128,N=384,K=2048,topk=8}"
-device="${DEVICE:-h100-sxm}"
+device="${DEVICE:-rtx-pro-6000-server}"
 
 live="$("$bin/kernelmux" devices --live --json | "$bin/python" -c '
 import json, sys

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from kernelmux.device import Device
 
 
+TUNABLE = ("bfloat16", "float16")
+
+
 def _ms(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
     if value is None:
         return None
@@ -78,6 +81,8 @@ def tune(
     from kernelmux.store.paths import config_dir, journal_path
 
     wanted = _shape(config, tp, shape, activation, dtype, quant)
+    if wanted.dtype not in TUNABLE:
+        raise UsageError(f"no Triton kernel multiplies {wanted.dtype} experts. Add --dtype {' or '.join(TUNABLE)}.")
     if replay and offline:
         raise UsageError("--replay and --offline exclude each other: one needs measurements, the other makes none.")
     if replay and out is None:
@@ -89,11 +94,11 @@ def tune(
     with _progress() as progress, Journal(keep) if keep else nullcontext() as journal:
         options = {"effort": effort, "budget_s": budget, "out": folder, "journal": journal, "workers": workers}
         if offline:
-            result = _predict(wanted, device, ms, progress, options)
+            result = _predict(wanted, device, ms, dtype is None, progress, options)
         elif replay:
             result = _replay(replay, wanted, device, ms, resume, progress, options)
         else:
-            result = _measure(wanted, device, ms, resume, progress, options)
+            result = _measure(wanted, device, ms, dtype is None, resume, progress, options)
     selection = _selection(result, folder, is_default=out is None)
     emit({**result.to_json(), **selection}, as_json, lambda: _render(result, selection))
 
@@ -128,7 +133,17 @@ def _shape(
     return MoeShape.from_axes(axes, activation or "silu", word or "bfloat16")
 
 
-def _predict(shape: MoeShape, spec: str | None, ms: Any, progress: Any, options: dict[str, Any]) -> TuneResult:
+def _for_units(shape: MoeShape, device: Device, progress: Any) -> MoeShape:
+    """The shape in float16 where bfloat16 was not asked for and the GPU has no units for it, as select_backend does."""
+    if shape.dtype != "bfloat16" or device.peak("bf16") or not device.peak("fp16"):
+        return shape
+    progress(f"{device.name} has no bfloat16 units and no --dtype was given: float16 is taken")
+    return shape.with_dtype("float16")
+
+
+def _predict(
+    shape: MoeShape, spec: str | None, ms: Any, free: bool, progress: Any, options: dict[str, Any]
+) -> TuneResult:
     from kernelmux.autotune.predict import predict_moe
     from kernelmux.device import detect, resolve_device
 
@@ -141,6 +156,7 @@ def _predict(shape: MoeShape, spec: str | None, ms: Any, progress: Any, options:
             ) from None
     else:
         device = resolve_device(spec)
+    shape = _for_units(shape, device, progress) if free else shape
     progress(f"predicting {shape.brief()} for {device.torch_name}")
     return predict_moe(shape, device, progress=progress, **options, **({"ms": ms} if ms else {}))
 
@@ -161,12 +177,13 @@ def _replay(
 
 
 def _measure(
-    shape: MoeShape, spec: str | None, ms: Any, resume: bool, progress: Any, options: dict[str, Any]
+    shape: MoeShape, spec: str | None, ms: Any, free: bool, resume: bool, progress: Any, options: dict[str, Any]
 ) -> TuneResult:
     from kernelmux.autotune.run import tune_moe
     from kernelmux.measure.live import LiveBench
 
     device = _live(spec)
+    shape = _for_units(shape, device, progress) if free else shape
     bench = LiveBench(shape, device)
     progress(f"tuning {shape.brief()} on {device.torch_name}")
     try:
@@ -228,6 +245,7 @@ def _selection(result: TuneResult, folder: Path, *, is_default: bool) -> dict[st
         "selection": {
             "backend": chosen.backend, "kernel": chosen.kernel, "source": chosen.source,
             "config_source": chosen.config_source, "why": chosen.why,
+            "config_path": str(chosen.config_path) if chosen.config_path else None,
         },
         "selection_note": None if is_default else f"with {CONFIG_VARIABLE}={folder}",
     }  # fmt: skip
@@ -258,8 +276,16 @@ def _render(result: TuneResult, selection: dict[str, Any]) -> None:
     where = f" ({selection['selection_note']})" if selection["selection_note"] else ""
     if chosen:
         say(f"select_backend now picks {chosen['kernel']} with {chosen['config_source']} tiles{where}: {chosen['why']}")
+        if chosen["config_path"] not in map(str, result.paths):
+            say(f"They are those of {chosen['config_path']}, not the ones just {_made(result)}.")
     else:
         say(f"select_backend cannot use it here: {selection['selection_note']}")
+
+
+def _made(result: TuneResult) -> str:
+    if result.source == "measured":
+        return "measured"
+    return "predicted: a measured table, of this GPU or one of its family, outranks every prediction"
 
 
 @contextmanager

@@ -70,6 +70,7 @@ def test_a_replayed_run_ends_with_a_table_its_paths_and_the_selection(recorded, 
         (["--shape", SHAPE, "--quant", "nonsense"], 2, "unknown quant"),
         (["--shape", SHAPE, "--quant", "nvfp4"], 2, "not tuned yet"),
         (["--shape", SHAPE, "--dtype", "int3"], 2, "unknown dtype"),
+        (["--shape", SHAPE, "--dtype", "float32"], 2, "--dtype bfloat16 or float16"),
         (["--shape", SHAPE, "--m", "1,x"], 2, "no list of token counts"),
         (["--shape", SHAPE, "--device", "h1000", "--offline"], 2, "unknown device"),
         (["--shape", SHAPE, "--device", "mi300x", "--offline"], 1, "NVIDIA GPUs only"),
@@ -112,6 +113,43 @@ def test_offline_reads_a_models_config_and_divides_by_tp(tmp_path, capsys, monke
     assert tune(config, "--tp", 2, "--device", "sm120", "--offline") == 130
     assert seen["shape"]["N"] == 384
     assert seen["effort"] == "full"
+
+
+@pytest.mark.parametrize(
+    "device, words, dtype",
+    [("t4", [], "float16"), ("t4", ["--dtype", "bf16"], "bfloat16"), ("h100-sxm", [], "bfloat16")],
+)
+def test_a_gpu_without_bfloat16_units_is_tuned_in_float16_unless_asked_otherwise(device, words, dtype, monkeypatch):
+    seen = {}
+
+    def predict(shape, device, **options):
+        seen["dtype"] = shape.dtype
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kernelmux.autotune.predict.predict_moe", predict)
+    assert tune("--shape", SHAPE, "--device", device, "--offline", *words) == 130
+    assert seen["dtype"] == dtype
+
+
+def test_a_prediction_that_a_measured_table_outranks_says_whose_tiles_are_picked(tmp_path, monkeypatch, capsys):
+    """The H200's packaged table of this shape stands in for the H100."""
+    from kernelmux.autotune import predict
+
+    def quick(shape, device, **options):
+        options.update(compile_with=None, ms=(64,))
+        return real(shape, device, **options)
+
+    real = predict.predict_moe
+    monkeypatch.setattr(predict, "predict_moe", quick)
+    assert tune("--shape", "E=128,N=384,K=2048,topk=8", "--device", "h100-sxm", "--offline") == 0
+    said = capsys.readouterr().out
+    assert "with measured tiles" in said
+    assert "They are those of" in said
+    assert "device_name=NVIDIA_H200.json, not the ones just predicted" in said
+    assert tune("--shape", "E=128,N=416,K=2048,topk=8", "--device", "h100-sxm", "--offline") == 0
+    said = capsys.readouterr().out
+    assert "with predicted tiles" in said
+    assert "They are those of" not in said
 
 
 def test_a_journal_of_another_shape_names_what_it_holds(recorded, tmp_path, capsys):
