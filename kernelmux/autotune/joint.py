@@ -32,6 +32,7 @@ class Finalists:
     down: Mapping[Tile, tuple[float, ...]]
     align_us: Mapping[int, float]
     default: MoeConfig | None  # the pair the table must not be slower than
+    one_tile: bool = False  # up and down must run the same tile
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +87,7 @@ def solve(finals: Mapping[int, Finalists], seed: str) -> dict[int, Choice]:
 
 def _states(final: Finalists, seed: str) -> list[_State]:
     """The pairs at one M that are the best or cannot be told from it, and are not slower than the default."""
-    found: list[tuple[float, float, MoeConfig, Interval, Interval, float]] = []
-    for block_m in sorted({t.block_m for t in final.up} & {t.block_m for t in final.down}):
-        sort = final.align_us.get(block_m, 0.0)
-        ups = _tied({t: s for t, s in final.up.items() if t.block_m == block_m}, seed + "/up", final.default)
-        downs = _tied({t: s for t, s in final.down.items() if t.block_m == block_m}, seed + "/down", final.default)
-        for up, u in ups.items():
-            for down, d in downs.items():
-                half = math.hypot(u.half, d.half)
-                found.append((u.mid + d.mid + sort, half, MoeConfig(up, down), u, d, sort))
+    found = _same_tile(final, seed) if final.one_tile else _pairs(final, seed)
     if not found:
         return []
     found.sort(key=lambda f: (f[0], f[2]))
@@ -106,6 +99,35 @@ def _states(final: Finalists, seed: str) -> list[_State]:
     ] or found[:1]  # fmt: skip
     ties = tuple(f[2] for f in tied)
     return [_State(c, us, Choice(c, u, d, sort, ties)) for us, _, c, u, d, sort in tied]
+
+
+_Pair = tuple[float, float, MoeConfig, Interval, Interval, float]  # sum, half width, config, up, down, sort
+
+
+def _same_tile(final: Finalists, seed: str) -> list[_Pair]:
+    """Every tile that ran on both sides, as a pair with itself."""
+    found: list[_Pair] = []
+    for tile in final.up.keys() & final.down.keys():
+        up = interval(final.up[tile], f"{seed}/up/{tile.short()}")
+        down = interval(final.down[tile], f"{seed}/down/{tile.short()}")
+        sort = final.align_us.get(tile.block_m, 0.0)
+        us, half = up.mid + down.mid + sort, math.hypot(up.half, down.half)
+        found.append((us, half, MoeConfig(tile, tile), up, down, sort))
+    return found
+
+
+def _pairs(final: Finalists, seed: str) -> list[_Pair]:
+    """The fastest tiles of each BLOCK_SIZE_M on either side, combined."""
+    found: list[_Pair] = []
+    for block_m in sorted({t.block_m for t in final.up} & {t.block_m for t in final.down}):
+        sort = final.align_us.get(block_m, 0.0)
+        ups = _tied({t: s for t, s in final.up.items() if t.block_m == block_m}, seed + "/up", final.default)
+        downs = _tied({t: s for t, s in final.down.items() if t.block_m == block_m}, seed + "/down", final.default)
+        for up, u in ups.items():
+            for down, d in downs.items():
+                half = math.hypot(u.half, d.half)
+                found.append((u.mid + d.mid + sort, half, MoeConfig(up, down), u, d, sort))
+    return found
 
 
 def _tied(samples: Mapping[Tile, Sequence[float]], seed: str, default: MoeConfig | None) -> dict[Tile, Interval]:

@@ -6,16 +6,18 @@ neighbours, its winners) the M values beside it try too. The default is always i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from kernelmux.autotune.clock import Clock
 from kernelmux.autotune.compile import Facts, Task
 from kernelmux.autotune.ledger import Cubins, Ledger
 from kernelmux.autotune.profiles import RaceConfig, Rung
-from kernelmux.autotune.space import TMA_FROM_M, Ground, block_m_cap, neighbours
+from kernelmux.autotune.space import TMA_FROM_M, Ground, block_m_cap, neighbours, why_not
 from kernelmux.autotune.standing import Standing
+from kernelmux.autotune.target import KERNELMUX, Target
 from kernelmux.measure.bench import SIDES, Bench, Side
 from kernelmux.tuning_configs.tile import Tile
 
@@ -39,12 +41,16 @@ class Arena:
     cubins: Cubins
     config: RaceConfig
     clock: Clock
-    direct: Callable[[int], bool]
     defaults: Mapping[int, Mapping[Side, Tile]]
     say: Callable[[str], None]
+    target: Target = KERNELMUX
     seed: str = ""
     notes: list[str] = field(default_factory=list)
     discards: dict[str, dict[str, int]] = field(default_factory=lambda: {"up": {}, "down": {}})
+
+    def direct(self, m: int) -> bool:
+        """Whether a call of ``m`` tokens skips the sort."""
+        return self.target.direct(self.shape, m)
 
     def tasks(self, m: int, side: Side, tiles: Sequence[Tile]) -> list[Task]:
         return [Task(side, t, self.direct(m)) for t in tiles]
@@ -63,7 +69,7 @@ def first_phase(arena: Arena, fields: Mapping[int, Mapping[Side, Sequence[Tile]]
     shares = arena.clock.shares(FIRST_PHASE, {m: _weight(m) for m in ms})
     standings: dict[int, Standing] = {}
     for m in ms:
-        standing = Standing(m, arena.defaults[m], arena.config, arena.seed)
+        standing = Standing(m, arena.defaults[m], arena.config, arena.seed, arena.target.one_tile)
         standings[m] = standing
         _enter_field(arena, standing, fields[m], rich=not shares.exhausted)
         shares.begin(m)  # after the wait for binaries: that is not the M's own time
@@ -112,6 +118,7 @@ def _enter_field(arena: Arena, standing: Standing, field_of: Mapping[Side, Seque
         with arena.clock.stage("compile"):
             facts = arena.cubins.wait(arena.tasks(m, side, tiles), until)
         standing.alive[side] = _distinct(arena, standing, side, tiles, facts)
+    standing.pair_up()
     block_ms = sorted({t.block_m for side in SIDES for t in standing.alive[side]})
     if not arena.direct(m):
         standing.align_us = arena.ledger.align(arena.bench, m, block_ms)
@@ -135,7 +142,9 @@ def _distinct(
     lean = {t: f for t, f in fits.items() if f.stack_bytes < SPILLS or t == default}
     ran = standing.binaries[side]
     for tile, fact in sorted((lean if len(lean) > 1 else fits).items(), key=lambda tf: tf[0] != default):
-        if ran.setdefault(fact.sha256 or tile.short(), tile) != tile:
+        # Where one tile must serve both sides, its twin on this side may be another tile on the other.
+        binary = "" if arena.target.one_tile else fact.sha256
+        if ran.setdefault(binary or tile.short(), tile) != tile:
             arena.discard(side, SAME_BINARY)
     chosen = set(ran.values())
     return [t for t in tiles if t in chosen]
@@ -167,14 +176,20 @@ def _refine(arena: Arena, standing: Standing, beside: Sequence[Standing], number
     cap = 16 if arena.direct(m) else block_m_cap(arena.shape, m)
     rung = replace(config.refine, name=f"{config.refine.name}-{number}")
     joined = False
+    every: dict[Side, list[Tile]] = {}
     for side in SIDES:
         winners = [r.tile for other in beside for r in other.leaders(side).values()]
         known = standing.results[side].keys() | standing.failed[side].keys()
-        wanted = [
+        every[side] = [
             t
             for t in dict.fromkeys([*winners, *_neighbourhood(arena, standing, side)])
             if t.block_m in allowed and t.block_m <= cap and t not in known and (m >= TMA_FROM_M or not t.use_tma)
-        ][: rung.field]
+        ]
+    if arena.target.one_tile:
+        both = _usable_on_both(arena, dict.fromkeys(t for pair in zip_longest(*every.values()) for t in pair if t))
+        every = dict.fromkeys(SIDES, both)
+    for side in SIDES:
+        wanted = every[side][: rung.field]
         with arena.clock.stage("compile"):
             facts = arena.cubins.wait(arena.tasks(m, side, wanted), arena.clock.until(0.9))
         fresh = [t for t in _distinct(arena, standing, side, wanted, facts) if t in wanted]
@@ -195,9 +210,15 @@ def _refine(arena: Arena, standing: Standing, beside: Sequence[Standing], number
     return joined
 
 
+def _usable_on_both(arena: Arena, tiles: Iterable[Tile]) -> list[Tile]:
+    """The tiles that no constraint breaks on either side, as they are."""
+    grounds = [Ground(arena.shape, arena.device, side, arena.target) for side in SIDES]
+    return [t for t in tiles if all(why_not(t, g) is None for g in grounds)]
+
+
 def _neighbourhood(arena: Arena, standing: Standing, side: Side) -> list[Tile]:
     """The unseen tiles one knob from the leaders: the fastest overall and the first of each BLOCK_SIZE_M."""
-    ground = Ground(arena.shape, arena.device, side)
+    ground = Ground(arena.shape, arena.device, side, arena.target)
     fastest = standing.alive[side][: arena.config.leaders]
     firsts = [r.tile for r in standing.leaders(side).values()]
     out: dict[Tile, None] = {}

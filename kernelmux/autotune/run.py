@@ -17,11 +17,11 @@ from kernelmux.autotune.result import Line, TuneResult
 from kernelmux.autotune.space import EFFORTS, Effort, Ground, at_m, build_space, canonical, why_not
 from kernelmux.autotune.standing import Standing
 from kernelmux.autotune.stats import Interval
-from kernelmux.backends.triton import moe_compile, moe_rules
+from kernelmux.autotune.target import KERNELMUX, Target
+from kernelmux.backends.triton import moe_compile
 from kernelmux.contracts.moe_shape import USUAL_M, MoeShape
 from kernelmux.errors import StoreError, TuneError, UsageError
 from kernelmux.measure.bench import SIDES, Bench, Side
-from kernelmux.tuning_configs.heuristic import default_config
 from kernelmux.tuning_configs.table import MoeConfig, MoeTable
 from kernelmux.tuning_configs.tile import Tile
 
@@ -48,12 +48,14 @@ def tune_moe(
     workers: int | None = None,
     compile_with: str | None = moe_compile.__name__ + ":compile_tile",
     config: RaceConfig | None = None,
+    target: Target = KERNELMUX,
 ) -> TuneResult:
     """Measure, choose and write the tables of ``shape`` for ``device`` below the folder ``out``.
 
     ``budget_s``: seconds in all; when it runs short the remaining M values get fewer rungs, which ``notes`` say.
     ``resume`` continues the newest run of the same machine, software, shape and space in ``journal``.
-    ``compile_with`` names the function that compiles a tile; None compiles nothing ahead (a replay).
+    ``compile_with`` names the function that compiles a tile; None compiles nothing ahead (a replay). ``target`` is
+    who reads the table; ``bench`` must run that reader's kernels.
 
     Raises TuneError when no tile works at any M, StoreError when ``out`` or the journal cannot be written,
     DeviceLost when the GPU is gone; what was measured stays in the journal.
@@ -68,10 +70,13 @@ def tune_moe(
     config = config or PROFILES[effort]
     clock = Clock(budget_s if budget_s is not None else config.budget_s)
     fingerprint = bench.fingerprint()
-    spaces = {side: build_space(shape, device, side) for side in SIDES}
+    spaces = {side: build_space(shape, device, side, target=target) for side in SIDES}
     run = ""
     if journal is not None:
-        space: dict[str, object] = {"effort": effort, "ms": sorted(ms), "profile": _digest(repr(config))}
+        reader = f"{target.format} {target.quant.brief()}"
+        space: dict[str, object] = {
+            "effort": effort, "ms": sorted(ms), "profile": _digest(repr(config)), "reader": reader
+        }  # fmt: skip
         space.update((side, _digest(spaces[side].hash_text())) for side in SIDES)
         run = _start_run(journal, fingerprint, shape, space, resume)
     ledger = Ledger(journal, run)
@@ -81,10 +86,10 @@ def tune_moe(
             shape, capability, triton=fingerprint.get("triton", ""), source=fingerprint.get("kernel", ""),
             pool=pool, journal=journal,
         )  # fmt: skip
-        defaults = {m: _default(shape, m, device) for m in sorted(set(ms))}
+        defaults = {m: target.default(shape, m, device) for m in sorted(set(ms))}
         arena = race.Arena(
             shape=shape, device=device, bench=bench, ledger=ledger, cubins=cubins, config=config, clock=clock,
-            direct=lambda m: moe_rules.direct(shape, m), defaults=defaults, say=say, seed=_digest(shape.brief()),
+            defaults=defaults, say=say, target=target, seed=_digest(shape.brief()),
         )  # fmt: skip
         for side in SIDES:
             arena.discards[side].update(spaces[side].discards)
@@ -155,26 +160,16 @@ def _conditions(bench: Bench) -> dict[str, str]:
     return dict(ask()) if callable(ask) else {}
 
 
-def _default(shape: MoeShape, m: int, device: Device) -> dict[Side, Tile]:
-    found = default_config(shape, m, device)
-    if moe_rules.direct(shape, m):
-        return {side: replace(getattr(found, side), block_m=moe_rules.DIRECT_BLOCK_M) for side in SIDES}
-    return {"up": found.up, "down": found.down}
-
-
 def _fields(arena: race.Arena, tiles: Mapping[Side, Sequence[Tile]]) -> dict[int, dict[Side, list[Tile]]]:
     """For each M and side the tiles of the first rung, within the effort's number of binaries."""
     fields: dict[int, dict[Side, list[Tile]]] = {m: {} for m in arena.defaults}
     size = arena.config.rungs[0].field
-    for side in SIDES:
-        ground = Ground(arena.shape, arena.device, side)
-        ordered: dict[int, list[Tile]] = {}
-        for m in sorted(arena.defaults, reverse=True):
-            ordered[m], cut = seeds.order(
-                at_m(tiles[side], arena.shape, m, direct=arena.direct(m)), arena.shape, arena.device, side, m
-            )
-            for reason, count in cut.items():
-                arena.discard(side, f"M={m}: {reason}", count)
+    orders = {side: _orders(arena, side, tiles[side]) for side in SIDES}
+    if arena.target.one_tile:
+        merged = {m: _merged(orders["up"][m], orders["down"][m]) for m in arena.defaults}
+        orders = dict.fromkeys(SIDES, merged)
+    for side, ordered in orders.items():
+        ground = Ground(arena.shape, arena.device, side, arena.target)
         # A default that cannot run here at all must not be the yardstick.
         defaults = {m: arena.defaults[m][side] for m in ordered}
         for m, default in defaults.items():
@@ -190,6 +185,24 @@ def _fields(arena: race.Arena, tiles: Mapping[Side, Sequence[Tile]]) -> dict[int
             if left_out > 0:
                 arena.discard(side, f"M={m}: behind the first {size} of the order", left_out)
     return fields
+
+
+def _orders(arena: race.Arena, side: Side, tiles: Sequence[Tile]) -> dict[int, list[Tile]]:
+    """M, the largest first, -> the tiles worth measuring on this side, the most promising first."""
+    ordered: dict[int, list[Tile]] = {}
+    for m in sorted(arena.defaults, reverse=True):
+        sensible = at_m(tiles, arena.shape, m, direct=arena.direct(m))
+        ordered[m], cut = seeds.order(sensible, arena.shape, arena.device, side, m)
+        for reason, count in cut.items():
+            arena.discard(side, f"M={m}: {reason}", count)
+    return ordered
+
+
+def _merged(up: Sequence[Tile], down: Sequence[Tile]) -> list[Tile]:
+    """The tiles of both orders by the sum of their places: what must serve both sides must be good on both."""
+    place = {t: i for i, t in enumerate(down)}
+    both = [(i + place[t], t) for i, t in enumerate(up) if t in place]
+    return [t for _, t in sorted(both)]
 
 
 def _decide(arena: race.Arena, standings: Mapping[int, Standing]) -> tuple[list[Line], list[str]]:
@@ -220,7 +233,7 @@ def _finalists(standing: Standing) -> joint.Finalists:
     sides = {side: {t: standing.results[side][t].samples_us for t in standing.alive[side]} for side in SIDES}
     up, down = standing.defaults["up"], standing.defaults["down"]
     default = MoeConfig(up, down) if up in sides["up"] and down in sides["down"] else None
-    return joint.Finalists(sides["up"], sides["down"], standing.align_us, default)
+    return joint.Finalists(sides["up"], sides["down"], standing.align_us, default, standing.one_tile)
 
 
 def _check(arena: race.Arena, m: int, config: MoeConfig) -> str:
@@ -247,7 +260,9 @@ def _without(finals: joint.Finalists, side: Side, tile: Tile) -> joint.Finalists
     default = finals.default
     if default is not None and getattr(default, side) == tile:
         default = None
-    return replace(finals, **{side: left}, default=default)
+    return replace(
+        finals, up=left if side == "up" else finals.up, down=left if side == "down" else finals.down, default=default
+    )
 
 
 def _line(standing: Standing, choice: joint.Choice) -> Line:

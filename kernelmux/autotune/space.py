@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Literal
 
+from kernelmux.autotune.target import KERNELMUX, Target
 from kernelmux.backends.triton import moe_rules
 from kernelmux.measure.bench import Side
 from kernelmux.tuning_configs import shared_law
@@ -62,6 +63,7 @@ class Ground:
     shape: MoeShape
     device: Device
     side: Side
+    target: Target = KERNELMUX
 
     @property
     def columns(self) -> int:
@@ -70,6 +72,14 @@ class Ground:
     @property
     def depth(self) -> int:
         return self.shape.gemm(self.side)[1]
+
+    @property
+    def element_bytes(self) -> tuple[int, int]:
+        """Bytes of one element of A and of B."""
+        quant = self.target.quant
+        if quant.dtype is None:
+            return self.shape.element_bytes, self.shape.element_bytes
+        return quant.element_bytes_a, quant.element_bytes_b
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +91,11 @@ class Constraint:
 
 
 def _over_shared(tile: Tile, ground: Ground) -> bool:
-    device, size = ground.device, ground.shape.element_bytes
+    device, sizes = ground.device, ground.element_bytes
     if device.shared_bytes <= 0:
         return False
-    predicted, exact = shared_law.predicted_shared(tile, device.capability, size, size)
-    bound = predicted if exact else shared_law.lower_bound(tile, device.capability, size, size)
+    predicted, exact = shared_law.predicted_shared(tile, device.capability, *sizes)
+    bound = predicted if exact else shared_law.lower_bound(tile, device.capability, *sizes)
     return bound > device.shared_bytes
 
 
@@ -99,8 +109,11 @@ def _breaks_triton(tile: Tile, _: Ground) -> bool:
 
 
 def _no_tma(tile: Tile, ground: Ground) -> bool:
-    refused = moe_rules.tma_refusal(ground.shape, tile, ground.side, ground.device.capability)
-    return tile.use_tma and refused is not None
+    if not tile.use_tma:
+        return False
+    if not ground.target.may_use_tma(ground.side):
+        return True
+    return moe_rules.tma_refusal(ground.shape, tile, ground.side, ground.device.capability) is not None
 
 
 CONSTRAINTS: tuple[Constraint, ...] = (
@@ -125,12 +138,14 @@ class Space:
         return ";".join(t.short() for t in self.tiles)
 
 
-def build_space(shape: MoeShape, device: Device, side: Side, axes: Axes = PUBLIC_GRID) -> Space:
+def build_space(
+    shape: MoeShape, device: Device, side: Side, axes: Axes = PUBLIC_GRID, target: Target = KERNELMUX
+) -> Space:
     """Every tile of the axes that no constraint breaks, canonical, each once."""
-    ground = Ground(shape, device, side)
+    ground = Ground(shape, device, side, target)
     discards: Counter[str] = Counter()
     kept: dict[Tile, None] = {}
-    variants = (False, True) if device.capability in moe_rules.TMA else (False,)
+    variants = (False, True) if device.capability in moe_rules.TMA and target.may_use_tma(side) else (False,)
     for base in axes.tiles():
         for use_tma in variants:
             tile = canonical(replace(base, use_tma=use_tma), ground)
@@ -144,9 +159,14 @@ def build_space(shape: MoeShape, device: Device, side: Side, axes: Axes = PUBLIC
 
 
 def canonical(tile: Tile, ground: Ground) -> Tile:
-    """The tile with blocks clamped to the matrix and stages to the trips of the K loop: beyond it nothing differs."""
+    """The tile with blocks clamped to the matrix and stages to the trips of the K loop: beyond it nothing differs.
+
+    A tile that must serve both sides is clamped by its quantization only: the two matrices differ.
+    """
+    if ground.target.one_tile:
+        return replace(tile, block_k=ground.target.quant.clamped_k(tile.block_k))
     block_n = min(tile.block_n, max(16, next_pow2(ground.columns)))
-    block_k = min(tile.block_k, max(16, next_pow2(ground.depth)))
+    block_k = min(ground.target.quant.clamped_k(tile.block_k), max(16, next_pow2(ground.depth)))
     trips = -(-ground.depth // block_k)
     return replace(tile, block_n=block_n, block_k=block_k, stages=min(tile.stages, max(2, trips)))
 

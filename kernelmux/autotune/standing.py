@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -36,6 +36,7 @@ class Standing:
     defaults: Mapping[Side, Tile]
     config: RaceConfig
     seed: str
+    one_tile: bool = False  # both sides must run the same tile, so tiles are judged by the sum
     alive: dict[Side, list[Tile]] = field(default_factory=dict)
     results: dict[Side, dict[Tile, Result]] = field(default_factory=lambda: {"up": {}, "down": {}})
     failed: dict[Side, dict[Tile, str]] = field(default_factory=lambda: {"up": {}, "down": {}})
@@ -56,9 +57,11 @@ class Standing:
         ran = self.results[side]
         self.alive[side] = sorted((t for t in self.alive[side] if t not in gone and t in ran), key=self._speed(side))
 
-    def _speed(self, side: Side):  # type: ignore[no-untyped-def]
-        ran = self.results[side]
-        return lambda t: (ran[t].us.mid, t)
+    def _speed(self, side: Side) -> Callable[[Tile], tuple[float, Tile]]:
+        """Sort key: the time of a tile on this side, or of both together where one tile must serve both."""
+        sides = SIDES if self.one_tile else (side,)
+        ran = [self.results[s] for s in sides]
+        return lambda t: (sum(r[t].us.mid if t in r else 0.0 for r in ran), t)
 
     def best(self, side: Side) -> Result | None:
         tiles = self.alive.get(side) or []
@@ -70,7 +73,7 @@ class Standing:
         out: dict[int, Result] = {}
         for tile in self.alive[side]:
             result = self.results[side][tile]
-            if tile.block_m not in out or result.us.mid < out[tile.block_m].us.mid:
+            if tile.block_m not in out or self._speed(side)(tile) < self._speed(side)(out[tile.block_m].tile):
                 out[tile.block_m] = result
         return out
 
@@ -98,12 +101,13 @@ class Standing:
 
     def cut_tiles(self, field_size: int) -> None:
         """Keep ``field_size`` tiles a side: the first few of each BLOCK_SIZE_M, then the fastest of all."""
+        self.pair_up()
         for side in SIDES:
             leaders = self.leaders(side)
             slack = 1 + self.config.tile_slack
             close = [
                 t for t in self.alive[side]
-                if self.results[side][t].us.low <= leaders[t.block_m].us.high * slack
+                if self.one_tile or self.results[side][t].us.low <= leaders[t.block_m].us.high * slack
             ]  # fmt: skip
             kept: list[Tile] = []
             for block_m in leaders:
@@ -113,11 +117,19 @@ class Standing:
 
     def cut_to_finalists(self) -> None:
         """Keep the final's field of tiles for each BLOCK_SIZE_M and side."""
+        self.pair_up()
         for side in SIDES:
             kept: list[Tile] = []
             for block_m in self.leaders(side):
                 kept += [t for t in self.alive[side] if t.block_m == block_m][: self.config.final.field]
             self._keep(side, kept)
+
+    def pair_up(self) -> None:
+        """Where one tile must serve both sides, drop those that are not alive on both."""
+        if self.one_tile:
+            both = set(self.alive["up"]) & set(self.alive["down"])
+            for side in SIDES:
+                self.alive[side] = [t for t in self.alive[side] if t in both]
 
     def enter(self, side: Side, tiles: Sequence[Tile]) -> list[Tile]:
         """Let tiles join that have not run at this M; returns those that did join."""

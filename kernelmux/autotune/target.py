@@ -1,0 +1,63 @@
+"""For whom a table is tuned: which kernels run, what one entry may hold, what stands as the default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from kernelmux.backends.triton import moe_rules
+from kernelmux.contracts.moe_quant import UNQUANTIZED, MoeQuant
+from kernelmux.measure.bench import Side
+from kernelmux.tuning_configs.heuristic import default_config
+from kernelmux.tuning_configs.tile import Tile
+
+if TYPE_CHECKING:
+    from kernelmux.contracts.moe_shape import MoeShape
+    from kernelmux.device import Device
+
+Format = Literal["kernelmux", "vllm", "sglang"]
+FORMATS: tuple[Format, ...] = ("kernelmux", "vllm", "sglang")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The reader of a table.
+
+    kernelmux reads a pair of tiles that share BLOCK_SIZE_M, for its fused kernels. vLLM reads one tile for both GEMMs.
+    SGLang reads a pair that shares BLOCK_SIZE_M, and loads by tensor descriptor on the down side only. The engines'
+    tables are tuned on plain kernels: two GEMMs, the activation apart.
+    """
+
+    format: Format = "kernelmux"
+    quant: MoeQuant = UNQUANTIZED
+
+    @property
+    def plain(self) -> bool:
+        """Whether the GEMMs have the engines' structure rather than our fused one."""
+        return self.format != "kernelmux"
+
+    @property
+    def one_tile(self) -> bool:
+        """Whether up and down must run the same tile."""
+        return self.format == "vllm"
+
+    def may_use_tma(self, side: Side) -> bool:
+        return self.format == "kernelmux" or (self.format == "sglang" and side == "down")
+
+    def direct(self, shape: MoeShape, m: int) -> bool:
+        """Whether a call of ``m`` tokens skips the sort: one pair a block. SGLang always sorts."""
+        return self.format != "sglang" and moe_rules.direct(shape, m)
+
+    def default(self, shape: MoeShape, m: int, device: Device) -> dict[Side, Tile]:
+        """The tiles this reader takes when it has no table, made to fit the device."""
+        found = default_config(shape, m, device)
+        if self.format == "kernelmux" and self.direct(shape, m):
+            return {"up": _direct(found.up), "down": _direct(found.down)}
+        return {"up": found.up, "down": found.down}
+
+
+def _direct(tile: Tile) -> Tile:
+    return replace(tile, block_m=moe_rules.DIRECT_BLOCK_M)
+
+
+KERNELMUX = Target()

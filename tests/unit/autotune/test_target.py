@@ -1,0 +1,63 @@
+"""Tuning for the engines: one tile for both GEMMs (vLLM), tensor descriptors on the down side only (SGLang)."""
+
+from __future__ import annotations
+
+import pytest
+
+from kernelmux.autotune.run import tune_moe
+from kernelmux.autotune.space import at_m, build_space
+from kernelmux.autotune.target import KERNELMUX, Target
+from kernelmux.contracts.moe_quant import MoeQuant
+from kernelmux.measure.bench import SIDES
+from tests.unit.autotune.landscape import H100, QWEN, Landscape
+
+MS = (1, 16, 256, 4096)
+VLLM, SGLANG = Target("vllm"), Target("sglang")
+
+
+def total(bench, m, up, down):
+    return bench.true_us(m, "up", up) + bench.true_us(m, "down", down) + bench.align_us(m, up.block_m)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_vllm_gets_one_tile_near_the_least_sum_of_both_sides(seed, tmp_path):
+    bench = Landscape(seed=seed)
+    result = tune_moe(QWEN, H100, bench=bench, out=tmp_path, compile_with=None, ms=MS, target=VLLM)
+    shared = set(build_space(QWEN, H100, "up", target=VLLM).tiles) & set(
+        build_space(QWEN, H100, "down", target=VLLM).tiles
+    )
+    for line in result.lines:
+        tile = line.config.up
+        assert tile == line.config.down and not tile.use_tma
+        least = min(total(bench, line.m, t, t) for t in at_m(shared, QWEN, line.m, direct=VLLM.direct(QWEN, line.m)))
+        assert total(bench, line.m, tile, tile) <= 1.03 * least
+        default = VLLM.default(QWEN, line.m, H100)
+        assert total(bench, line.m, tile, tile) <= 1.002 * total(bench, line.m, default["up"], default["down"])
+
+
+def test_sglang_gets_a_pair_with_one_block_size_m_and_descriptors_down_only(tmp_path):
+    bench = Landscape(seed=3)
+    result = tune_moe(QWEN, H100, bench=bench, out=tmp_path, compile_with=None, ms=MS, target=SGLANG)
+    assert all(line.config.up.block_m == line.config.down.block_m for line in result.lines)
+    assert not any(tile.use_tma for (_, side, tile, _) in bench.timed if side == "up")
+    assert any(tile.use_tma for (_, side, tile, _) in bench.timed if side == "down")
+
+
+def test_no_side_of_vllm_is_offered_a_descriptor():
+    assert not any(t.use_tma for side in SIDES for t in build_space(QWEN, H100, side, target=VLLM).tiles)
+    assert any(t.use_tma for t in build_space(QWEN, H100, "up", target=KERNELMUX).tiles)
+
+
+def test_a_quantization_block_clamps_block_size_k():
+    target = Target("vllm", MoeQuant.of("fp8_block"))
+    assert {t.block_k for t in build_space(QWEN, H100, "up", target=target).tiles} == {64, 128}
+
+
+def test_eight_bit_operands_leave_room_for_larger_tiles():
+    half = len(build_space(QWEN, H100, "up", target=Target("vllm")).tiles)
+    eighth = len(build_space(QWEN, H100, "up", target=Target("vllm", MoeQuant.of("fp8_tensor"))).tiles)
+    assert eighth > half
+
+
+def test_sglang_always_sorts():
+    assert KERNELMUX.direct(QWEN, 1) and VLLM.direct(QWEN, 1) and not SGLANG.direct(QWEN, 1)
