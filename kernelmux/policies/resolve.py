@@ -57,8 +57,13 @@ def resolve(
     measurements: Iterable[Measurement] = (),
     demands: Iterable[str] = (),
     configs: ConfigLookup | None = None,
+    source_of: Callable[[Kernel], str] | None = None,
 ) -> Selection:
-    """Choose a kernel for the problem. Raises NoKernel with the Decision on every candidate when none can be had."""
+    """Choose a kernel for the problem. Raises NoKernel with the Decision on every candidate when none can be had.
+
+    ``source_of`` answers for ``Kernel.source``: a configuration found with another version of the kernel is used, and
+    a condition says so.
+    """
     contract = registry.op(op)
     problem, conditions = complete(contract, device, problem, demands)
     judged = [(kernel, kernel.judge(contract, device, packages, problem)) for kernel in registry.kernels(op)]
@@ -78,6 +83,7 @@ def resolve(
     chosen = choice.kernel
     config = configs(chosen, device, packages, problem) if configs is not None and chosen.configs else None
     notes += getattr(config, "notes", ())
+    notes += _other_version(chosen, config, source_of)
     return Selection(
         op=contract,
         device=device,
@@ -95,6 +101,22 @@ def resolve(
             if kernel is not chosen
         ),
         rejected=rejected,
+    )
+
+
+def _other_version(
+    kernel: Kernel, config: ConfigChoice | None, source_of: Callable[[Kernel], str] | None
+) -> tuple[str, ...]:
+    tuned_on = getattr(config, "tuned_on", "")
+    if not (config is not None and tuned_on and kernel.source and source_of):
+        return ()
+    here = source_of(kernel)
+    if here == tuned_on:
+        return ()
+    found = "predicted for" if config.source == "predicted" else "tuned on"
+    return (
+        f"{config.path} was {found} another version of {kernel.name} (source {tuned_on}, here {here}): its tiles run, "
+        "and may no longer be the best; tune the shape again",
     )
 
 

@@ -139,6 +139,7 @@ def _select(
         override=_explicit(op, backend),
         measurements=_measured(op, here),
         configs=_config,
+        source_of=_source,
     )
     if key is not None and not _follows_current(device) and before == epoch.value:
         if len(_cache) >= _LIMIT:
@@ -253,6 +254,11 @@ def _config(kernel: Kernel, device: Device, packages: Packages, problem: Problem
     choice: ConfigChoice | None = provider(device, packages, problem)
     _configs[key] = choice
     return choice
+
+
+def _source(kernel: Kernel) -> str:
+    """The identity of the kernel's code, as installed here."""
+    return str(load(str(kernel.source))())
 
 
 def _forget_choices() -> None:

@@ -13,7 +13,9 @@ class ConfigChoice(Protocol):
     """Answer of ``Kernel.configs``: ``provider(device, packages, problem) -> ConfigChoice | None``.
 
     ``source`` is one of CONFIG_SOURCES; ``grade`` says how exact the look-up was (``exact``, ``family``,
-    ``triton-version``, ``family, triton-version``, ``heuristic``); ``why`` says both in a sentence.
+    ``triton-version``, ``family, triton-version``, ``heuristic``); ``why`` says both in a sentence. Two attributes may
+    be there: ``notes``, sentences that become conditions of the Selection, and ``tuned_on``, the ``Kernel.source`` of
+    the kernel that the configurations were found with.
     """
 
     @property

@@ -40,11 +40,12 @@ class Numerics(Value):
 class Kernel(Value):
     """A kernel by name, equal to itself alone.
 
-    ``load``, ``prepare``, ``configs`` and ``warmup`` are lazy ``module:function``.
+    ``load``, ``prepare``, ``configs``, ``source`` and ``warmup`` are lazy ``module:function``.
 
     - ``load``: ``run(x, weights, *, config, **op_args) -> Tensor``
     - ``prepare``: ``prepare(device, **tensors) -> weights``, the kernel's own layout (None: the tensors as they are)
     - ``configs``: ``provider(device, packages, problem) -> ConfigChoice | None``
+    - ``source``: ``source() -> str``, the identity of its code, compared with the one a table was tuned on
     - ``warmup``: ``warmup(selection, ms) -> None``, compiles what calls with these token counts will need
     - ``evidence``: capability (or arch, where there is none) -> ``measured`` | ``compiled``; ``declared`` elsewhere
     - ``layout``: the name of its weight layout; kernels of one layout can share prepared weights
@@ -59,6 +60,7 @@ class Kernel(Value):
     layout: str = "plain"
     prepare: str | None = None
     configs: str | None = None
+    source: str | None = None
     warmup: str | None = None
     capturable: bool = False
     evidence: Mapping[Capability | str, str] = MappingProxyType({})
@@ -104,7 +106,7 @@ class Kernel(Value):
             found.append(f"backend {self.backend!r} is not one of {', '.join(BACKENDS)}")
         found += [
             f"{field_name} must read module:function, not {spec!r}"
-            for field_name in ("load", "prepare", "configs", "warmup")
+            for field_name in ("load", "prepare", "configs", "source", "warmup")
             if (spec := getattr(self, field_name)) is not None and not is_spec(spec)
         ]
         sets = sum(isinstance(requirement, OnCapability) for requirement in self.requirements)

@@ -19,7 +19,8 @@ class MoeChoice:
     """A `registry.config.ConfigChoice` of the Triton MoE kernel.
 
     ``grade`` is "exact", "family", "triton-version", "family, triton-version" or "heuristic". ``notes`` say what was
-    repaired or passed over on the way; ``conditions`` what was not given.
+    repaired or passed over on the way; ``conditions`` what was not given; ``tuned_on`` is the source hash of the kernel
+    the table was tuned (or predicted) on, "" where nothing says so.
     """
 
     source: str  # "measured", "imported", "predicted" or "heuristic"
@@ -31,6 +32,7 @@ class MoeChoice:
     device: Device | None = None
     notes: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
+    tuned_on: str = ""
 
     def at(self, m: int) -> MoeConfig:
         """The pair of tiles for ``m`` tokens."""

@@ -66,6 +66,7 @@ class _Found:
     path: Path
     place: _Place
     notes: tuple[str, ...]
+    tuned_on: str
 
 
 _cache: dict[tuple[object, ...], MoeChoice] = {}
@@ -114,6 +115,7 @@ def _find(device: Device, version: Version | None, shape: MoeShape, places: Sequ
         shape=shape,
         device=device,
         notes=(*notes, *best.notes),
+        tuned_on=best.tuned_on,
     )
 
 
@@ -212,7 +214,8 @@ def _load(
     table, changes = reconciled(up.tiles, down_tiles, path, None if trusted_here else device, shape.element_bytes)
     for change in changes:
         _say(change, said)
-    return _Found(table, meta.source if meta else "imported", path, place, tuple(said))
+    tuned_on = str(meta.kernel.get("source_hash", "")) if meta else ""
+    return _Found(table, meta.source if meta else "imported", path, place, tuple(said), tuned_on)
 
 
 def _mismatch(meta: Sidecar, shape: MoeShape) -> str:

@@ -18,6 +18,7 @@ KERNELS = (
         prepare="kernelmux.backends.triton.fused_moe:prepare",
         warmup="kernelmux.backends.triton.fused_moe:warmup",
         configs="kernelmux.tuning_configs.lookup:provider",
+        source="kernelmux.backends.triton.moe_source:source_hash",
         layout="experts-hf",
         capturable=True,
         # 9.0: tests/gpu, benchmarks/results/fused-moe-h200.json; the others: tests/unit/backends/test_moe_compile.py.

@@ -12,12 +12,14 @@ import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ...contracts.moe_shape import MoeShape
 from ...device import Capability
 from ...tuning_configs.tile import Tile
+from .moe_source import source_hash
+
+__all__ = ["Compiled", "compile_gemm", "compile_tile", "resources", "source_hash"]
 
 _WHY_16 = "pointers of torch's allocator are multiples of 16 bytes"
 
@@ -129,10 +131,3 @@ def resources(cubin: bytes) -> tuple[int, int]:
     if not found:
         raise RuntimeError(f"cuobjdump -res-usage printed no REG and STACK: {said[:200]!r}")
     return int(found[1]), int(found[2])
-
-
-def source_hash() -> str:
-    """Identity of the kernels a table was tuned on: their source and the launch rules."""
-    here = Path(__file__).parent
-    text = b"".join((here / name).read_bytes() for name in ("moe_kernels.py", "moe_launch.py", "moe_rules.py"))
-    return hashlib.sha256(text).hexdigest()[:16]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,8 @@ from kernelmux.registry import (
 from .toyworld import (
     CHOICE,
     GPUS,
+    HERE,
+    Choice,
     gpu,
     make_kernel,
     make_op,
@@ -276,6 +279,27 @@ def test_the_config_is_looked_up_for_the_chosen_kernel_only() -> None:
     assert asked == ["toy.mix[triton]"]
     assert (selection.config, selection.config_source, selection.config_grade) == ("config-64", "measured", "exact")
     assert choose("h100-sxm", problem=make_problem({"M": (1, 64)}), configs=lookup).config is None
+
+
+@pytest.mark.parametrize(
+    ("tuned_on", "source", "said"),
+    [
+        ("new", "measured", ""),
+        ("", "imported", ""),
+        ("old", "measured", "mine.json was tuned on another version of toy.mix[triton] (source old, here new)"),
+        ("old", "predicted", "mine.json was predicted for another version of toy.mix[triton]"),
+    ],
+)
+def test_a_table_of_another_version_of_the_kernel_is_used_and_said(tuned_on: str, source: str, said: str) -> None:
+    kernel = make_kernel("triton", configs=f"{HERE}:configs", source=f"{HERE}:source")
+    choice = Choice(source=source, path=Path("mine.json"), tuned_on=tuned_on)
+    selection = choose(
+        "h100-sxm", registry=Registry([make_op(), kernel]), configs=lambda *_: choice, source_of=lambda _: "new"
+    )
+    found = [condition for condition in selection.conditions if "another version" in condition]
+    assert bool(found) == bool(said)
+    assert all(said in condition and "tune the shape again" in condition for condition in found)
+    assert selection.config == "config-64"
 
 
 @pytest.mark.parametrize(

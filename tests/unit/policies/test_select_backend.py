@@ -71,7 +71,9 @@ def test_the_environment_chooses_and_its_removal_is_seen(monkeypatch: pytest.Mon
     assert km.select_backend("mix", **H100).source == "fallback"
 
 
-def test_the_context_manager_outranks_the_environment_and_the_argument_both(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_context_manager_outranks_the_environment_and_the_argument_outranks_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("KERNELMUX_MIX_BACKEND", "marlin")
     with km.override("mix", backend="torch"):
         assert km.select_backend("mix", **H100).backend == "torch"

@@ -81,6 +81,7 @@ class Choice:
     grade: str = "exact"
     why: str = "a table of this GPU"
     path: Path | None = None
+    tuned_on: str = ""
     asked: list[int] = field(default_factory=list)
 
     def at(self, m: int) -> Any:

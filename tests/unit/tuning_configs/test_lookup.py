@@ -276,3 +276,34 @@ def test_the_provider_without_a_whole_shape_gives_the_heuristic_with_the_conditi
     assert choice.source == "heuristic"
     assert "N, K, topk not given" in choice.conditions[0]
     assert choice.at(4).block_m == 16
+
+
+def test_a_selection_says_that_its_table_was_tuned_on_another_version_of_the_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kernelmux.backends.triton.moe_source import source_hash
+    from kernelmux.policies.select import select_backend
+
+    monkeypatch.setenv("KERNELMUX_CONFIG_DIR", str(tmp_path))
+    shape = replace(SHAPE, N=SHAPE.N + 16)  # not a packaged one
+    asked = {
+        "device": h100(),
+        "shape": {**shape.axes(), "M": 64},
+        "activation": "silu",
+        "packages": Packages.assume_all(),
+    }
+
+    def said() -> bool:
+        epoch.bump()
+        found = select_backend("fused_moe", **asked)
+        assert found.config_source == "measured"
+        return any(
+            f"another version of kernelmux.fused_moe[triton] (source abc, here {source_hash()})" in condition
+            for condition in found.conditions
+        )
+
+    written = put(tmp_path, shape)
+    assert said()
+    text = written.sidecar.read_text(encoding="utf-8")
+    written.sidecar.write_text(text.replace('"abc"', f'"{source_hash()}"'), encoding="utf-8")
+    assert not said()
