@@ -1,10 +1,10 @@
-"""Derive kernelmux/autotune/priors.json from the tuned bf16 MoE tables inside vLLM and SGLang wheels.
+"""Derive kernelmux/autotune/priors.json from the tuned MoE tables inside vLLM and SGLang wheels.
 
     pip download --no-deps vllm==0.33.0 sglang==0.5.23 -d wheels
     python scripts/derive_priors.py wheels/*.whl                # writes priors.json
     python scripts/derive_priors.py wheels/*.whl --validate     # leave one model and GPU out, writes nothing
 
-Only counts leave the wheels: how often a tile won at a point (capability, tokens per expert, N, E). A file name
+Only counts leave the wheels: how often a tile won at a point (dtype, capability, tokens per expert, N, E). A file name
 holds E and N but not topk: 8 is assumed from 64 experts up, 2 below (as the models of those files have it).
 """
 
@@ -28,7 +28,10 @@ from kernelmux.contracts.moe_shape import MoeShape
 from kernelmux.device import Capability
 from kernelmux.tuning_configs.tile import Tile
 
-TABLE = re.compile(r"configs/(?:triton_[\d_]+/)?E=(\d+),N=(\d+),device_name=NVIDIA_([^,/]+?)(_down)?\.json$")
+TABLE = re.compile(
+    r"configs/(?:triton_[\d_]+/)?E=(\d+),N=(\d+),device_name=NVIDIA_([^,/]+?)"
+    r"(?:,dtype=(\w+?))?(?:,block_shape=\[(\d+), ?(\d+)\])?(?:,per_channel_quant=True)?(_down)?\.json$"
+)
 CAPABILITIES = (
     (re.compile(r"^A(100|800)"), (8, 0)),
     (re.compile(r"^(L40S?|L4|RTX_6000_Ada|GeForce_RTX_40)"), (8, 9)),
@@ -44,6 +47,7 @@ SMALLEST_OCTAVE = 0.5  # features are rounded to half octaves, so that equal spo
 class Entry:
     """One line of one table."""
 
+    kind: str
     capability: tuple[int, int]
     gpu: str
     side: str
@@ -65,16 +69,17 @@ def entries(wheels: Iterable[Path]) -> Iterator[Entry]:
                 found = TABLE.search(name)
                 if not found:
                     continue
-                e, n, gpu, down = int(found[1]), int(found[2]), found[3], bool(found[4])
+                e, n, gpu, down = int(found[1]), int(found[2]), found[3], bool(found[7])
+                kind = priors.kind(found[4], found[5] is not None)
                 capability = next((cc for pattern, cc in CAPABILITIES if pattern.match(gpu)), None)
                 text = archive.read(name).decode()
                 same = (found[0].rsplit("/", 1)[-1], text.strip())
-                if capability is None or same in seen:
+                if capability is None or kind not in priors.KINDS or same in seen:
                     continue
                 seen.add(same)
                 for key, entry in json.loads(text).items():
                     if key.isdigit() and (tile := _tile(entry)):
-                        yield Entry(capability, gpu, "down" if down else "both", e, n, int(key), tile)
+                        yield Entry(kind, capability, gpu, "down" if down else "both", e, n, int(key), tile)
 
 
 def _tile(entry: dict[str, int]) -> Tile | None:
@@ -91,7 +96,7 @@ def points(rows: Iterable[Entry]) -> list[priors.Point]:
     table: defaultdict[tuple[object, ...], Counter[Tile]] = defaultdict(Counter)
     for row in rows:
         spot = (
-            row.capability, row.side, _round(priors.tokens_octave(row.m, row.topk, row.e)),
+            row.kind, row.capability, row.side, _round(priors.tokens_octave(row.m, row.topk, row.e)),
             _round(math.log2(row.n)), _round(math.log2(row.e)),
         )  # fmt: skip
         table[spot][row.tile] += 1
@@ -107,16 +112,16 @@ def write(rows: list[Entry], wheels: list[Path], path: Path) -> None:
     tiles = sorted({tile for point in found for tile in point.counts})
     index = {tile: i for i, tile in enumerate(tiles)}
     body = {
-        "schema": 1,
-        "what": "how often a tile won in public bf16 tables, by spot: [capability], side, log2 tokens per expert, "
+        "schema": 2,
+        "what": "how often a tile won in public tables, by spot: dtype, [capability], side, log2 tokens per expert, "
         "log2 N, log2 E, [[tile index, count]]",
         "derived_by": "scripts/derive_priors.py",
         "from": sorted("-".join(w.name.split("-")[:2]) for w in wheels),
-        "tables": len({(r.gpu, r.e, r.n, r.side) for r in rows}),
+        "tables": {kind: len({(r.gpu, r.e, r.n, r.side) for r in rows if r.kind == kind}) for kind in priors.KINDS},
         "entries": len(rows),
         "tiles": [[t.block_m, t.block_n, t.block_k, t.group_m, t.warps, t.stages] for t in tiles],
         "points": [
-            [list(p.capability), p.side, p.tokens, p.n, p.e, sorted([index[t], c] for t, c in p.counts.items())]
+            [p.kind, list(p.capability), p.side, p.tokens, p.n, p.e, sorted([index[t], c] for t, c in p.counts.items())]
             for p in found
         ],
     }
@@ -126,9 +131,10 @@ def write(rows: list[Entry], wheels: list[Path], path: Path) -> None:
     print(f"{path}: {len(rows)} entries, {len(found)} points, {len(tiles)} tiles, {path.stat().st_size // 1024} KB")
 
 
-def validate(rows: list[Entry]) -> None:
+def validate(rows: list[Entry], kind: str) -> None:
     """Leave one (GPU, E, N) out: how far is the top vote from the shipped winner, and how far the default."""
     groups: defaultdict[tuple[str, int, int], list[Entry]] = defaultdict(list)
+    rows = [row for row in rows if row.kind == kind]
     for row in rows:
         groups[row.gpu, row.e, row.n].append(row)
     score: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -138,8 +144,8 @@ def validate(rows: list[Entry]) -> None:
             if row.side == "down":
                 continue
             shape = MoeShape(row.e, row.n, 4096, row.topk)
-            raw = priors.votes(shape, Capability(*row.capability), row.m, "up", rest)
-            picks = {"default": vllm_default(row.m, row.e)}
+            raw = priors.votes(shape, Capability(*row.capability), row.m, "up", rest, kind)
+            picks = {"default": vllm_default(row.m, row.e)} if kind == "bf16" else {}
             if raw:
                 votes = priors.smooth(raw)
                 picks["prior"] = max(raw, key=lambda t: (votes.of(t), raw[t], t))
@@ -155,7 +161,7 @@ def validate(rows: list[Entry]) -> None:
     for name, tally in score.items():
         n = tally["points"]
         shares = ", ".join(f"{k} {tally[k] / n:.1%}" for k in ("exact", "within one", "same BLOCK_SIZE_M", "thin"))
-        print(f"{name:8} {n} points: {tally['knobs'] / n:.2f} knobs from the shipped winner; {shares}")
+        print(f"{kind} {name:8} {n} points: {tally['knobs'] / n:.2f} knobs from the shipped winner; {shares}")
 
 
 def vllm_default(m: int, e: int) -> Tile:
@@ -175,7 +181,8 @@ def main() -> None:
     options = parser.parse_args()
     rows = list(entries(options.wheels))
     if options.validate:
-        validate(rows)
+        for kind in priors.KINDS:
+            validate(rows, kind)
     else:
         write(rows, options.wheels, options.out)
 

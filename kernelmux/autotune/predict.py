@@ -21,11 +21,11 @@ from kernelmux.autotune.ledger import Cubins
 from kernelmux.autotune.rank import estimate
 from kernelmux.autotune.result import Line, TuneResult
 from kernelmux.autotune.space import EFFORTS, Effort, Ground, at_m, build_space, canonical, why_not
+from kernelmux.autotune.target import KERNELMUX, Target
 from kernelmux.backends.triton import moe_compile, moe_rules
 from kernelmux.contracts.moe_shape import USUAL_M
 from kernelmux.errors import MissingPackage, TuneError, UsageError
 from kernelmux.measure.bench import SIDES, Side
-from kernelmux.tuning_configs.heuristic import default_config
 from kernelmux.tuning_configs.table import MoeConfig, MoeTable
 from kernelmux.tuning_configs.tile import Tile
 
@@ -72,6 +72,7 @@ def predict_moe(
     ms: Sequence[int] = USUAL_M,
     workers: int | None = None,
     compile_with: str | None = moe_compile.__name__ + ":compile_tile",
+    target: Target = KERNELMUX,
 ) -> TuneResult:
     """Write the predicted tables of ``shape`` for ``device`` below ``out``; needs neither a GPU nor torch.
 
@@ -89,8 +90,8 @@ def predict_moe(
     emit.probe(out)
     clock = Clock(BUDGET_S if budget_s is None else budget_s)
     source = moe_compile.source_hash()
-    spaces = {side: build_space(shape, device, side) for side in SIDES}
-    wanted = _wanted(shape, device, {s: spaces[s].tiles for s in SIDES}, ms, CUBINS[effort])
+    spaces = {side: build_space(shape, device, side, target=target) for side in SIDES}
+    wanted = _wanted(shape, device, {s: spaces[s].tiles for s in SIDES}, ms, CUBINS[effort], target)
     notes: list[str] = []
     pool = CompilePool(shape, device.capability, workers=workers, target=compile_with) if compile_with else None
     tiles = {s: spaces[s].tiles for s in SIDES}
@@ -105,16 +106,16 @@ def predict_moe(
                 f"the budget allowed {len(facts)} of {len(wanted)} compilations; the rest is judged by formula."
             )
         with clock.stage("solve"):
-            choices = choose(shape, device, tiles, ms, facts)
+            choices = choose(shape, device, tiles, ms, facts, target=target)
         for _ in range(PROOF_ROUNDS):
             # What is written has been compiled, as far as the budget goes; a pick that fails makes way for the next.
-            unseen = [t for t in _tasks(shape, choices) if t not in facts]
+            unseen = [t for t in _tasks(shape, choices, target) if t not in facts]
             if not unseen or pool is None or clock.spent_s >= clock.limit_s:
                 break
             with clock.stage("compile"):
                 facts |= _compile(cubins, unseen, clock, say)
             with clock.stage("solve"):
-                choices = choose(shape, device, tiles, ms, facts)
+                choices = choose(shape, device, tiles, ms, facts, target=target)
     finally:
         if pool is not None:
             pool.close()
@@ -128,7 +129,7 @@ def predict_moe(
     )
     result = TuneResult(
         shape=shape, device=device, source="predicted", effort=effort, table=MoeTable.of(choices),
-        lines=tuple(Line(m=m, config=choices[m], default=default_config(shape, m, device)) for m in sorted(choices)),
+        lines=tuple(Line(m=m, config=choices[m], default=_default(shape, m, device, target)) for m in sorted(choices)),
         paths=(), seconds={**clock.stages, "total": clock.spent_s},
         discards={s: spaces[s].discards for s in SIDES}, failures=tuple(failures), notes=tuple(notes),
         counts={"compiled": cubins.compiled, "recalled": len(facts) - cubins.compiled},
@@ -143,14 +144,15 @@ def choose(
     ms: Iterable[int],
     facts: Mapping[Task, Facts],
     weights: Weights = WEIGHTS,
+    target: Target = KERNELMUX,
 ) -> dict[int, MoeConfig]:
     """M -> the predicted pair. ``tiles`` have GROUP_SIZE_M at 1; ``facts`` may lack any of them."""
     finals = {}
     for m in sorted(set(ms)):
-        sides = {side: scores(shape, device, tiles[side], m, side, facts, weights) for side in SIDES}
+        sides = {side: scores(shape, device, tiles[side], m, side, facts, weights, target) for side in SIDES}
         # As if known to 1%, so that the joint solve may prefer a smoother file among near-equals.
         samples = {s: {t: (0.995 * us, us, 1.005 * us) for t, us in sides[s].items()} for s in SIDES}
-        finals[m] = joint.Finalists(samples["up"], samples["down"], {}, None)
+        finals[m] = joint.Finalists(samples["up"], samples["down"], {}, None, target.one_tile)
     return {m: choice.config for m, choice in joint.solve(finals, shape.brief()).items()}
 
 
@@ -162,11 +164,12 @@ def scores(
     side: Side,
     facts: Mapping[Task, Facts],
     weights: Weights = WEIGHTS,
+    target: Target = KERNELMUX,
 ) -> dict[Tile, float]:
     """A figure in microseconds for every tile that may run at ``m``; only its order and ratios mean anything."""
-    direct = moe_rules.direct(shape, m)
-    ground = Ground(shape, device, side)
-    default = canonical(getattr(default_config(shape, m, device), side), ground)
+    direct = target.direct(shape, m)
+    ground = Ground(shape, device, side, target)
+    default = canonical(target.default(shape, m, device)[side], ground)
     usable: dict[Tile, Facts | None] = {}
     for tile in dict.fromkeys([*at_m(tiles, shape, m, direct=direct), default]):
         known = facts.get(Task(side, tile, direct))
@@ -178,7 +181,7 @@ def scores(
     usable = lean or usable
     if not usable:
         return {}
-    raw = dict(priors.votes(shape, device.capability, m, side))
+    raw = dict(priors.votes(shape, device.capability, m, side, kind=target.kind))
     total = sum(raw.values())
     # A thin vote leaves the default in charge.
     raw[default] = raw.get(default, 0.0) + max(weights.default_votes, 2 * (priors.THIN - total))
@@ -188,7 +191,7 @@ def scores(
         per_block_m[tile.block_m] = per_block_m.get(tile.block_m, 0.0) + weight
     strongest = max(votes.of(t) for t in usable) or 1.0
     most = max(per_block_m.values())
-    times = {t: estimate(t, shape, device, side, m, f).us for t, f in usable.items()}
+    times = {t: estimate(t, shape, device, side, m, f, target).us for t, f in usable.items()}
     best = min(times.values())
 
     tma = weights.tma_90 if device.capability == (9, 0) else weights.tma
@@ -202,12 +205,15 @@ def scores(
     return {tile: figure(tile) for tile in usable}
 
 
-def _tasks(shape: MoeShape, choices: Mapping[int, MoeConfig]) -> list[Task]:
+def _tasks(shape: MoeShape, choices: Mapping[int, MoeConfig], target: Target) -> list[Task]:
     """The binaries that a table needs."""
-    found = {
-        Task(side, getattr(c, side), moe_rules.direct(shape, m)): None for m, c in choices.items() for side in SIDES
-    }
+    found = {Task(side, getattr(c, side), target.direct(shape, m)): None for m, c in choices.items() for side in SIDES}
     return list(found)
+
+
+def _default(shape: MoeShape, m: int, device: Device, target: Target) -> MoeConfig:
+    found = target.default(shape, m, device)
+    return MoeConfig(found["up"], found["down"])
 
 
 def installed_versions() -> dict[str, str]:
@@ -222,15 +228,15 @@ def installed_versions() -> dict[str, str]:
 
 
 def _wanted(
-    shape: MoeShape, device: Device, tiles: Mapping[Side, Sequence[Tile]], ms: Sequence[int], cap: int
+    shape: MoeShape, device: Device, tiles: Mapping[Side, Sequence[Tile]], ms: Sequence[int], cap: int, target: Target
 ) -> list[Task]:
     """What to compile, the most promising first: every M and side in turn deals its next tile."""
     figures: list[tuple[int, int, Task]] = []
     for side in SIDES:
         for m in ms:
-            scored = scores(shape, device, tiles[side], m, side, {})
+            scored = scores(shape, device, tiles[side], m, side, {}, target=target)
             for place, tile in enumerate(sorted(scored, key=lambda t: (scored[t], t))[:cap]):
-                figures.append((place, m, Task(side, tile, moe_rules.direct(shape, m))))
+                figures.append((place, m, Task(side, tile, target.direct(shape, m))))
     out: dict[Side, dict[Task, None]] = {"up": {}, "down": {}}
     for _, _, task in sorted(figures, key=lambda f: (f[0], -f[1])):
         if len(out[task.side]) < cap:

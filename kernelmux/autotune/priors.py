@@ -1,7 +1,7 @@
 """What others' tuned tables say about which tile wins where.
 
-``priors.json`` holds counts derived by ``scripts/derive_priors.py`` from the bf16 tables that vLLM and SGLang ship:
-how often a tile won at a point (GPU capability, tokens per expert, N, E), nothing of the files themselves. A vote is
+``priors.json`` holds counts derived by ``scripts/derive_priors.py`` from the tables that vLLM and SGLang ship: how
+often a tile won at a point (dtype, GPU capability, tokens per expert, N, E), nothing of the files themselves. A vote is
 a distance-weighted sum of those counts, smoothed over tiles one knob apart: a winner equals the winner of its
 neighbour in the grid in 39% of cases and lies within one knob of it in 70%.
 """
@@ -37,10 +37,22 @@ SMOOTHING = 0.25
 THIN = 0.7
 
 
+KINDS = ("bf16", "fp8", "fp8_block", "int8_w8a8", "int8_w8a16")
+"""How the operands are stored: what decides which tiles fit and which MMA runs."""
+
+
+def kind(dtype: str | None, blocked: bool) -> str:
+    """The kind of a table by its name's ``dtype=`` and whether it has a ``block_shape=``."""
+    if dtype == "fp8_w8a8":
+        return "fp8_block" if blocked else "fp8"
+    return dtype or "bf16"
+
+
 @dataclass(frozen=True, slots=True)
 class Point:
     """Counts of winners at one spot. Features are octaves (log2)."""
 
+    kind: str
     capability: tuple[int, int]
     side: str  # "both": one tile for up and down; "down": tuned for the down projection alone
     tokens: float
@@ -63,18 +75,25 @@ def load() -> tuple[Point, ...]:
         return ()
     tiles = [Tile(*entry) for entry in raw["tiles"]]
     return tuple(
-        Point((major, minor), side, t, n, e, {tiles[i]: c for i, c in counts})
-        for (major, minor), side, t, n, e, counts in raw["points"]
+        Point(kind, (major, minor), side, t, n, e, {tiles[i]: c for i, c in counts})
+        for kind, (major, minor), side, t, n, e, counts in raw["points"]
     )
 
 
 def votes(
-    shape: MoeShape, capability: Capability | None, m: int, side: Side, points: Iterable[Point] | None = None
+    shape: MoeShape,
+    capability: Capability | None,
+    m: int,
+    side: Side,
+    points: Iterable[Point] | None = None,
+    kind: str = "bf16",
 ) -> dict[Tile, float]:
     """Tile -> weight of the shipped winners near this problem, not smoothed. TMA is never set: few tables say."""
     here = (tokens_octave(m, shape.topk, shape.E), math.log2(shape.N), math.log2(shape.E))
     total: defaultdict[Tile, float] = defaultdict(float)
     for point in load() if points is None else points:
+        if point.kind != kind:
+            continue
         weight = _affinity(capability, point.capability) * _side_affinity(side, point.side)
         if weight <= 0:
             continue

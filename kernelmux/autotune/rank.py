@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from kernelmux.autotune.space import tokens_per_expert
+from kernelmux.autotune.target import KERNELMUX, Target
 from kernelmux.measure.bench import Side
 from kernelmux.tuning_configs import shared_law
 from kernelmux.tuning_configs.tile import Tile
@@ -50,40 +51,51 @@ def rank(
     side: Side,
     m: int,
     facts: Mapping[Tile, Facts] | None = None,
+    target: Target = KERNELMUX,
 ) -> list[Estimate]:
     """Order tiles by estimated time, fastest first. ``facts`` of compiled tiles replace the formulas."""
     known = facts or {}
     return sorted(
-        (estimate(tile, shape, device, side, m, known.get(tile)) for tile in tiles), key=lambda e: (e.us, e.tile)
+        (estimate(tile, shape, device, side, m, known.get(tile), target) for tile in tiles),
+        key=lambda e: (e.us, e.tile),
     )
 
 
-def estimate(tile: Tile, shape: MoeShape, device: Device, side: Side, m: int, facts: Facts | None = None) -> Estimate:
+def estimate(
+    tile: Tile,
+    shape: MoeShape,
+    device: Device,
+    side: Side,
+    m: int,
+    facts: Facts | None = None,
+    target: Target = KERNELMUX,
+) -> Estimate:
     """Roofline of DRAM, L2 and tensor cores, with whole waves of blocks and the bytes a block keeps in flight."""
     columns, depth = shape.gemm(side)
-    size, pairs = shape.element_bytes, m * shape.topk
+    (a_bytes, b_bytes), pairs = target.element_bytes(shape), m * shape.topk
     row_blocks = shape.E * expected_blocks(tokens_per_expert(shape, m), tile.block_m)
     column_blocks = -(-columns // tile.block_n)
     blocks = row_blocks * column_blocks
     trips = -(-depth // tile.block_k)
-    occupancy = blocks_per_sm(tile, shape, device, facts)
+    occupancy = blocks_per_sm(tile, shape, device, facts, target)
     slots = max(1, device.sm_count) * occupancy
     waves = blocks / slots
     # Below one wave every block runs at once; above it the last wave is as long as a full one.
     stretch = max(1.0, math.ceil(waves) / waves) if waves > 1 else 1.0
 
     hit = experts_hit(shape, pairs)
-    out_columns = shape.N if side == "up" else shape.K
-    dram = (hit * columns * depth + pairs * (depth + out_columns)) * size
-    flight = occupancy * max(1, tile.stages - 1) * (tile.block_m + tile.block_n) * tile.block_k * size
+    out_columns = columns if target.plain else shape.N if side == "up" else shape.K
+    dram = hit * columns * depth * b_bytes + pairs * (depth * a_bytes + out_columns * shape.element_bytes)
+    slab = (tile.block_m * a_bytes + tile.block_n * b_bytes) * tile.block_k
+    flight = occupancy * max(1, tile.stages - 1) * slab
     busy_sms = min(device.sm_count, max(1.0, blocks / occupancy))
     needed = device.bandwidth_gbs * 1e3 * DRAM_LATENCY_US / max(1, device.sm_count)  # bytes an SM must have in flight
     streaming = min(1.0, flight / needed) * min(1.0, busy_sms / device.sm_count * 1.5)
     memory_us = dram / (device.bandwidth_gbs * 1e3 * STREAM_SHARE * max(streaming, 0.02))
-    l2 = blocks * trips * (tile.block_m + tile.block_n) * tile.block_k * size
+    l2 = blocks * trips * slab
     l2_us = l2 / (device.bandwidth_gbs * 1e3 * L2_OVER_DRAM)
 
-    peak = max(device.peak(shape.dtype), 1e-3) * 1e6 * MATMUL_SHARE * _tensor_share(tile, device)
+    peak = max(target.peak_tflops(shape, device), 1e-3) * 1e6 * MATMUL_SHARE * _tensor_share(tile, device)
     work = 2.0 * blocks * tile.block_m * tile.block_n * trips * tile.block_k
     compute_us = work / (peak * min(1.0, busy_sms / device.sm_count)) * stretch
     # A block alone: fill the pipeline, then one trip of the K loop after another.
@@ -99,13 +111,15 @@ def estimate(tile: Tile, shape: MoeShape, device: Device, side: Side, m: int, fa
     return Estimate(tile, us, bound, waves)
 
 
-def blocks_per_sm(tile: Tile, shape: MoeShape, device: Device, facts: Facts | None = None) -> int:
+def blocks_per_sm(
+    tile: Tile, shape: MoeShape, device: Device, facts: Facts | None = None, target: Target = KERNELMUX
+) -> int:
     """How many blocks of this tile one SM holds: by shared memory, registers and threads; at least 1."""
-    size, threads = shape.element_bytes, 32 * tile.warps
+    threads = 32 * tile.warps
     if facts is not None and facts.status == "ok":
         shared, registers = facts.shared_bytes, facts.registers
     else:
-        shared = shared_law.predicted_shared(tile, device.capability, size, size)[0]
+        shared = shared_law.predicted_shared(tile, device.capability, *target.element_bytes(shape))[0]
         registers = min(255, 48 + tile.block_m * tile.block_n // threads)
     by_shared = device.shared_bytes // max(1, shared + 1024) if device.shared_bytes else 8
     by_registers = REGISTERS_PER_SM // max(1, registers * threads)

@@ -192,7 +192,7 @@ def _orders(arena: race.Arena, side: Side, tiles: Sequence[Tile]) -> dict[int, l
     ordered: dict[int, list[Tile]] = {}
     for m in sorted(arena.defaults, reverse=True):
         sensible = at_m(tiles, arena.shape, m, direct=arena.direct(m))
-        ordered[m], cut = seeds.order(sensible, arena.shape, arena.device, side, m)
+        ordered[m], cut = seeds.order(sensible, arena.shape, arena.device, side, m, arena.target)
         for reason, count in cut.items():
             arena.discard(side, f"M={m}: {reason}", count)
     return ordered

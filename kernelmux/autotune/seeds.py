@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kernelmux.autotune import priors
 from kernelmux.autotune.rank import HOPELESS, rank
+from kernelmux.autotune.target import KERNELMUX, Target
 from kernelmux.measure.bench import Side
 from kernelmux.tuning_configs.tile import Tile
 
@@ -23,16 +24,16 @@ TMA_SHARE = 0.8  # tables say little of TMA: the twin of a public winner ranks j
 
 
 def order(
-    tiles: Sequence[Tile], shape: MoeShape, device: Device, side: Side, m: int
+    tiles: Sequence[Tile], shape: MoeShape, device: Device, side: Side, m: int, target: Target = KERNELMUX
 ) -> tuple[list[Tile], dict[str, int]]:
     """The tiles worth measuring at ``m``, most promising first, and how many were cut for which reason.
 
     A tile is cut when its estimate exceeds five times the best one and hardly a public winner lies near it.
     """
-    estimates = rank(tiles, shape, device, side, m)
+    estimates = rank(tiles, shape, device, side, m, target=target)
     if not estimates:
         return [], {}
-    votes = priors.smooth(priors.votes(shape, device.capability, m, side))
+    votes = priors.smooth(priors.votes(shape, device.capability, m, side, kind=target.kind))
     vote = {t: votes.of(t) * (TMA_SHARE if t.use_tma else 1.0) for t in tiles}
     near = NEAR * max(vote.values())
     by_vote = sorted(tiles, key=lambda t: (-vote[t], t))

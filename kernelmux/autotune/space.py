@@ -76,10 +76,7 @@ class Ground:
     @property
     def element_bytes(self) -> tuple[int, int]:
         """Bytes of one element of A and of B."""
-        quant = self.target.quant
-        if quant.dtype is None:
-            return self.shape.element_bytes, self.shape.element_bytes
-        return quant.element_bytes_a, quant.element_bytes_b
+        return self.target.element_bytes(self.shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from kernelmux.autotune import priors
 from kernelmux.backends.triton import moe_rules
 from kernelmux.contracts.moe_quant import UNQUANTIZED, MoeQuant
 from kernelmux.measure.bench import Side
@@ -40,6 +41,21 @@ class Target:
     def one_tile(self) -> bool:
         """Whether up and down must run the same tile."""
         return self.format == "vllm"
+
+    @property
+    def kind(self) -> str:
+        """What its operands count as among the public winners."""
+        return priors.kind(self.quant.dtype, self.quant.block_shape is not None)
+
+    def element_bytes(self, shape: MoeShape) -> tuple[int, int]:
+        """Bytes of one element of A and of B as the GEMM loads them."""
+        if self.quant.dtype is None:
+            return shape.element_bytes, shape.element_bytes
+        return self.quant.element_bytes_a, self.quant.element_bytes_b
+
+    def peak_tflops(self, shape: MoeShape, device: Device) -> float:
+        """Dense rate of the MMA its GEMMs run."""
+        return device.peak(self.quant.peak_dtype or shape.dtype)
 
     def may_use_tma(self, side: Side) -> bool:
         return self.format == "kernelmux" or (self.format == "sglang" and side == "down")

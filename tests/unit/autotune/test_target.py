@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from kernelmux.autotune import predict, priors
 from kernelmux.autotune.run import tune_moe
 from kernelmux.autotune.space import at_m, build_space
 from kernelmux.autotune.target import KERNELMUX, Target
 from kernelmux.contracts.moe_quant import MoeQuant
+from kernelmux.device import resolve_device
 from kernelmux.measure.bench import SIDES
+from kernelmux.tuning_configs import shared_law
 from tests.unit.autotune.landscape import H100, QWEN, Landscape
 
 MS = (1, 16, 256, 4096)
@@ -61,3 +64,22 @@ def test_eight_bit_operands_leave_room_for_larger_tiles():
 
 def test_sglang_always_sorts():
     assert KERNELMUX.direct(QWEN, 1) and VLLM.direct(QWEN, 1) and not SGLANG.direct(QWEN, 1)
+
+
+@pytest.mark.parametrize("scheme", ["none", "fp8_tensor", "fp8_block", "int8_w8a16"])
+def test_a_prediction_for_vllm_is_one_tile_that_fits_a_small_gpu(scheme):
+    target, device = Target("vllm", MoeQuant.of(scheme)), resolve_device("rtx-pro-6000-server")
+    tiles = {side: build_space(QWEN, device, side, target=target).tiles for side in SIDES}
+    chosen = predict.choose(QWEN, device, tiles, MS, {}, target=target)
+    assert sorted(chosen) == sorted(MS)
+    for config in chosen.values():
+        assert config.up == config.down and not config.up.use_tma
+        sizes = target.element_bytes(QWEN)
+        assert shared_law.lower_bound(config.up, device.capability, *sizes) <= device.shared_bytes
+
+
+def test_public_winners_of_another_dtype_have_no_vote():
+    fp8 = priors.votes(QWEN, H100.capability, 64, "up", kind="fp8_block")
+    bf16 = priors.votes(QWEN, H100.capability, 64, "up")
+    assert fp8 and bf16 and fp8 != bf16
+    assert all(point.kind in priors.KINDS for point in priors.load())
