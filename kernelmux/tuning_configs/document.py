@@ -21,6 +21,9 @@ MAX_M = 1 << 31  # Triton indexes rows with int32
 _MAX_FAULTS = 50
 VLLM_NOTE = "triton_version"  # the one key beside token counts that vLLM takes out before it reads a table
 
+BOM = b"\xef\xbb\xbf"
+BOM_SAYS = "the file begins with a byte order mark, on which every engine's JSON reader fails."
+BOM_FIX = "Save it as UTF-8 without one, or run `kernelmux configs check --fix`."
 _AGAIN = "Copy the file again from where it came, or tune the shape again."
 
 
@@ -124,6 +127,8 @@ def parse_json(data: bytes) -> tuple[Any, list[str]]:
     def no_number(word: str) -> Any:
         raise FileFault("not_json", "", f"{word} is no JSON number.")
 
+    if data.startswith(BOM):
+        raise FileFault("bom", "byte 0", BOM_SAYS, BOM_FIX)
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_number), doubles
     except UnicodeDecodeError as error:

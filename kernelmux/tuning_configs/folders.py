@@ -1,4 +1,4 @@
-"""Where tables lie: ``<root>/triton_3_6_0/`` for measured and foreign ones, ``<root>/predicted/triton_3_6_0/``."""
+"""Where tables lie: ``<root>/triton_3_6_0/`` for measured ones, the same below ``predicted/`` and ``imported/``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 PACKAGED = Path(__file__).with_name("configs")
 # Beside the measured tables, not among them, so that neither can overwrite the other: the names are equal.
-PREDICTED = "predicted"
+PREDICTED, IMPORTED = "predicted", "imported"
+UNKNOWN = (0, 0, 0)  # the version of an imported table that does not say under which Triton it was tuned
 
 Version = tuple[int, int, int]
 
@@ -47,13 +48,13 @@ def folder_name(triton_version: str) -> str:
 
 
 def version_folders(root: Path) -> list[VersionFolder]:
-    """Every version folder below ``root``, measured and predicted, oldest first; none where there is no such folder.
+    """Every version folder below ``root``, measured, predicted and imported, oldest first; none where there is no such folder.
 
     A folder name that only begins like a version (``triton_3_5_1+git``) counts as that version; other names are
     passed over.
     """
     found = []
-    for base in (root, root / PREDICTED):
+    for base in (root, root / PREDICTED, root / IMPORTED):
         try:
             names = os.listdir(base)
         except OSError:
@@ -74,4 +75,5 @@ def distance(version: Version, wanted: Version | None) -> tuple[int, int, int, i
 
 
 def spelled(version: Version) -> str:
-    return ".".join(map(str, version))
+    """``3.6.0``, or "(not known)"."""
+    return "(not known)" if version == UNKNOWN else ".".join(map(str, version))

@@ -1,7 +1,8 @@
 """The file names of tuned tables: SGLang's and vLLM's grammar, and what kernelmux adds to it.
 
 ``E=128,N=384,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128],per_channel_quant=True_down.json``: SGLang
-writes a blank after the comma of ``block_shape`` and a second file ``_down`` for the down projection, vLLM neither.
+writes a blank after the comma of ``block_shape`` and a second file ``_down`` for the down projection, vLLM neither;
+vLLM marks the tables of another kernel with ``,backend=flydsl``.
 The grammar lacks K, topk and the activation. Where a table of the same name but another of these is in the folder,
 kernelmux adds ``,K=2048,topk=8,activation=silu`` before ``_down``.
 """
@@ -11,7 +12,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
+from typing import TYPE_CHECKING
+
 from kernelmux.contracts.moe_shape import MoeShape
+
+if TYPE_CHECKING:
+    from kernelmux.contracts.moe_quant import MoeQuant
 
 _DTYPE_WORDS = {"bfloat16": None, "float16": None, "float32": "float32"}
 
@@ -20,6 +26,7 @@ _GRAMMAR = re.compile(
     r"(?:,dtype=(?P<dtype>\w+?))?"
     r"(?:,block_shape=\[(?P<bn>[1-9]\d{0,5}),(?P<blank> ?)(?P<bk>[1-9]\d{0,5})\])?"
     r"(?P<channel>,per_channel_quant=True)?"
+    r"(?:,backend=(?P<backend>flydsl))?"
     r"(?:,K=(?P<K>[1-9]\d{0,8}),topk=(?P<topk>[1-9]\d{0,5}),activation=(?P<activation>\w+?))?"
     r"(?P<down>_down)?\.json",
     re.ASCII,
@@ -46,6 +53,7 @@ class TableName:
     topk: int | None = None
     activation: str | None = None
     blank: bool = True  # SGLang's spelling of block_shape; vLLM's has no blank
+    backend: str | None = None  # "flydsl": keys and values of an AMD kernel that is not Triton's
 
     def __post_init__(self) -> None:
         if self.block_shape is None and not self.blank:
@@ -66,6 +74,8 @@ class TableName:
             parts.append(f"block_shape=[{self.block_shape[0]},{' ' if self.blank else ''}{self.block_shape[1]}]")
         if self.per_channel_quant:
             parts.append("per_channel_quant=True")
+        if self.backend:
+            parts.append(f"backend={self.backend}")
         if self.K is not None:
             parts.append(f"K={self.K},topk={self.topk},activation={self.activation}")
         return ",".join(parts) + ("_down.json" if self.down else ".json")
@@ -79,9 +89,11 @@ class TableName:
         return cls(*fields)  # type: ignore[arg-type]
 
     @classmethod
-    def of(cls, device_name: str, shape: MoeShape, down: bool = False) -> TableName:
-        """The unqualified name of an unquantized shape's table on a device (its ``table_name``)."""
-        return cls(shape.E, shape.N, device_name, _DTYPE_WORDS[shape.dtype], down=down)
+    def of(cls, device_name: str, shape: MoeShape, down: bool = False, quant: MoeQuant | None = None) -> TableName:
+        """The unqualified name of a shape's table on a device (its ``table_name``); ``quant`` None: unquantized."""
+        if quant is None or quant.dtype is None:
+            return cls(shape.E, shape.N, device_name, _DTYPE_WORDS[shape.dtype], down=down)
+        return cls(shape.E, shape.N, device_name, quant.dtype, quant.block_shape, quant.per_channel, down)
 
     def qualified(self, shape: MoeShape) -> TableName:
         """The same name with the K, topk and activation of ``shape``."""
@@ -106,13 +118,14 @@ def _match(file_name: str) -> tuple[object, ...] | None:
     return (
         int(found["E"]), int(found["N"]), found["device"], found["dtype"], block, bool(found["channel"]),
         bool(found["down"]), K, topk, found["activation"], found["blank"] != "" if block else True,
+        found["backend"],
     )  # fmt: skip
 
 
 def _fields(name: TableName) -> tuple[object, ...]:
     return (
         name.E, name.N, name.device_name, name.dtype, name.block_shape, name.per_channel_quant, name.down, name.K,
-        name.topk, name.activation, name.blank,
+        name.topk, name.activation, name.blank, name.backend,
     )  # fmt: skip
 
 

@@ -1,11 +1,16 @@
-"""Make one valid table of an up and a down table that disagree, saying what was changed."""
+"""Make one valid table of an up and a down table that disagree, saying what was changed.
+
+Where BLOCK_SIZE_M differs, the one that the tuned entries around this M speak for wins, and the side that has to move
+takes a tile of that BLOCK_SIZE_M which somebody measured; only where there is none is its own tile bent.
+"""
 
 from __future__ import annotations
 
 import warnings
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import log2
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,37 +22,57 @@ from kernelmux.tuning_configs.tile import Tile
 if TYPE_CHECKING:
     from kernelmux.device import Device
 
+# How far a tile of the wanted BLOCK_SIZE_M may be fetched from along M: two octaves. Neighbouring keys of the usual
+# grid are at most one apart.
+_REACH = 2.0
+# Up decides: its tile sorts the tokens, and SGLang bends down's to it.
+_OWN_VOTE = {"up": 1.5, "down": 1.0}
+_LEAST_M = 16
+
+
+Tiles = Mapping[int, Tile]
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What a tile must respect: the device's shared memory at these bytes an element, and what Triton can lower."""
+
+    device: Device | None
+    a_bytes: float
+    b_bytes: float
+
+    def fits(self, tile: Tile) -> bool:
+        return self.device is None or fits(tile, self.device, self.a_bytes, self.b_bytes)
+
+    def takes(self, tile: Tile) -> bool:
+        return _lowers(tile) and self.fits(tile)
+
+    def shrunk(self, tile: Tile) -> Tile:
+        return tile if self.device is None else shrunk(tile, self.device, self.a_bytes, self.b_bytes)
+
 
 def pair(
-    up: Mapping[int, Tile],
-    down: Mapping[int, Tile],
-    where: Path | str,
-    device: Device | None = None,
-    element_bytes: float = 2,
+    up: Tiles, down: Tiles, where: Path | str, device: Device | None = None, a_bytes: float = 2, b_bytes: float = 0
 ) -> MoeTable:
     """`reconciled`, with each thing changed said as a KernelmuxConfigWarning that names ``where`` and M."""
-    table, notes = reconciled(up, down, where, device, element_bytes)
+    table, notes = reconciled(up, down, where, device, a_bytes, b_bytes)
     for note in notes:
         warnings.warn(note, KernelmuxConfigWarning, stacklevel=2)
     return table
 
 
 def reconciled(
-    up: Mapping[int, Tile],
-    down: Mapping[int, Tile],
-    where: Path | str,
-    device: Device | None = None,
-    element_bytes: float = 2,
+    up: Tiles, down: Tiles, where: Path | str, device: Device | None = None, a_bytes: float = 2, b_bytes: float = 0
 ) -> tuple[MoeTable, tuple[str, ...]]:
     """A table of both, and a sentence for each thing that was changed to make it.
 
-    The keys are those of either side; a side without one takes its nearest. Where BLOCK_SIZE_M differs, both take
-    up's, as SGLang does, if down's other knobs fit the device's shared memory with it; else down's if up's fit with
-    that; else up's, and down's stages and blocks shrink. Every tile fits ``device`` afterwards. A table that agrees
-    and fits comes back unchanged. Raises ValueError when either side is empty.
+    The keys are those of either side; a side without one takes its nearest. Where BLOCK_SIZE_M differs, see the
+    module. Every tile fits ``device`` afterwards (``a_bytes``, ``b_bytes`` an element of activations and weights;
+    ``b_bytes`` 0: the same). A table that agrees and fits comes back unchanged. Raises ValueError when a side is empty.
     """
     if not up or not down:
         raise ValueError(f"{where}: one side of the pair has no entries")
+    limits = _Limits(device, a_bytes, b_bytes or a_bytes)
     notes: list[str] = []
     odd = sorted(up.keys() ^ down.keys())
     if odd:
@@ -57,15 +82,17 @@ def reconciled(
     new_down: dict[int, Tile] = {}
     up_keys, down_keys = sorted(up), sorted(down)
     for m in sorted(up.keys() | down.keys()):
-        left, right = up[_nearest(up_keys, m)], down[_nearest(down_keys, m)]
-        new_up[m], new_down[m] = _agree(left, right, device, element_bytes)
+        left, right = up[nearest(up_keys, m)], down[nearest(down_keys, m)]
         if left.block_m != right.block_m:
+            new_up[m], new_down[m] = _fitted(*_agreed(m, left, right, up, down, limits), limits)
             notes.append(
                 f"{where} at M={m}: BLOCK_SIZE_M is {left.block_m} for up and {right.block_m} for down; "
                 f"both GEMMs share one token order, so {new_up[m].block_m} is used. Now up {new_up[m].short()}, "
                 f"down {new_down[m].short()}. Tune the shape again for the best pair."
             )
-        elif (new_up[m], new_down[m]) != (left, right):
+            continue
+        new_up[m], new_down[m] = _fitted(left, right, limits)
+        if (new_up[m], new_down[m]) != (left, right):
             assert device is not None
             notes.append(
                 f"{where} at M={m}: up {left.short()}, down {right.short()} need more than the {device.shared_bytes:,} "
@@ -74,24 +101,56 @@ def reconciled(
     return MoeTable(new_up, new_down), tuple(notes)
 
 
-def _agree(up: Tile, down: Tile, device: Device | None, size: float) -> tuple[Tile, Tile]:
-    def usable(tile: Tile) -> bool:
-        return _lowers(tile) and (device is None or fits(tile, device, size, size))
+def _agreed(m: int, left: Tile, right: Tile, up: Tiles, down: Tiles, limits: _Limits) -> tuple[Tile, Tile]:
+    """The pair at ``m`` with one BLOCK_SIZE_M: of the two, the one with a measured partner, then with more votes."""
+    choices = []
+    for stays, moves, own, side in ((left, right, down, "up"), (right, left, up, "down")):
+        moved, measured = _moved(m, moves, stays, own, limits)
+        sound = limits.takes(stays) and limits.takes(moved)
+        votes = _OWN_VOTE[side] + _votes(m, stays.block_m, up) + _votes(m, stays.block_m, down)
+        pair_of = (stays, moved) if side == "up" else (moved, stays)
+        choices.append((not sound, not measured, -votes, side == "down", pair_of))
+    return min(choices)[-1]
 
-    def made_to_fit(tile: Tile) -> Tile:
-        lowered = tile if _lowers(tile) else replace(tile, warps=8)
-        return lowered if device is None else shrunk(lowered, device, size, size)
 
-    if up.block_m != down.block_m:
-        ups, downs = replace(down, block_m=up.block_m), replace(up, block_m=down.block_m)
-        if usable(up) and usable(ups):
-            return up, ups
-        if usable(downs) and usable(down):
-            return downs, down
-        return made_to_fit(up), made_to_fit(ups)
-    return (up if device is None else shrunk(up, device, size, size)), (
-        down if device is None else shrunk(down, device, size, size)
+def _moved(m: int, tile: Tile, partner: Tile, own: Tiles, limits: _Limits) -> tuple[Tile, bool]:
+    """A tile with the partner's BLOCK_SIZE_M for the side that has to move, and whether somebody measured it there.
+
+    Its own side's nearest one; else its own tile with the other number, where that is one step off and fits; else the
+    partner's tile, as SGLang runs both GEMMs with up's where down has none.
+    """
+    block_m = partner.block_m
+    near = [
+        (abs(log2(key / m)), key, entry)
+        for key, entry in own.items()
+        if entry.block_m == block_m and limits.takes(entry) and abs(log2(key / m)) <= _REACH
+    ]
+    if near:
+        return min(near)[-1], True
+    bent = replace(tile, block_m=block_m)
+    if not _lowers(bent):
+        bent = replace(bent, warps=8)
+    one_step = max(block_m, tile.block_m) <= 2 * min(block_m, tile.block_m)
+    if (one_step and limits.takes(bent)) or not limits.takes(partner):
+        return bent, False
+    return replace(partner, use_tma=False), False
+
+
+def _votes(m: int, block_m: int, tiles: Tiles) -> float:
+    """How far the entries around ``m`` speak for a BLOCK_SIZE_M: the nearer along log M, the more; ``m``'s own not."""
+    return sum(
+        1 / (1 + abs(log2(key / m))) ** 2 for key, tile in tiles.items() if key != m and tile.block_m == block_m
     )
+
+
+def _fitted(up: Tile, down: Tile, limits: _Limits) -> tuple[Tile, Tile]:
+    """Both tiles made to fit; BLOCK_SIZE_M is halved, for both, only where nothing else helps."""
+    while True:
+        small = limits.shrunk(up), limits.shrunk(down)
+        if all(map(limits.fits, small)) or up.block_m <= _LEAST_M:
+            return small
+        block_m = up.block_m // 2
+        up, down = replace(up, block_m=block_m), replace(down, block_m=block_m)
 
 
 def _lowers(tile: Tile) -> bool:
@@ -99,8 +158,8 @@ def _lowers(tile: Tile) -> bool:
     return not (tile.block_m == 256 and tile.warps == 4 and tile.block_n == tile.block_k and tile.block_n >= 64)
 
 
-def _nearest(keys: list[int], m: int) -> int:
-    """The key nearest to ``m`` in log space, ties to the smaller: `MoeTable.key_for` for one side."""
+def nearest(keys: list[int], m: int) -> int:
+    """The key nearest to ``m`` in log space, ties to the smaller: `MoeTable.key_for` for one side (sorted keys)."""
     after = bisect_right(keys, m)
     if after in (0, len(keys)):
         return keys[min(after, len(keys) - 1)]

@@ -12,14 +12,37 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kernelmux.contracts.moe_shape import MoeShape
-from kernelmux.errors import BadShape, ConfigFileError
+from kernelmux.contracts.moe_quant import UNQUANTIZED, MoeQuant
+from kernelmux.contracts.moe_shape import ELEMENT_BYTES, MoeShape
+from kernelmux.errors import BadShape, ConfigFileError, UsageError
 from kernelmux.tuning_configs.document import FileFault, parse_json, read_bytes
 
 SCHEMA = 1
 FORMAT = "kernelmux"
-SOURCES = ("measured", "predicted")
+SOURCES = ("measured", "imported", "predicted")
+READERS = ("kernelmux", "vllm", "sglang")
 _AGAIN = "Tune the shape again, or remove the sidecar to treat the table as a foreign one."
+
+
+@dataclass(frozen=True, slots=True)
+class OpenShape:
+    """The shape of an imported table as far as it is known: file names carry no K, topk and activation."""
+
+    E: int
+    N: int
+    K: int | None = None
+    topk: int | None = None
+    activation: str | None = None
+    dtype: str = "bfloat16"
+
+    @property
+    def element_bytes(self) -> int:
+        return ELEMENT_BYTES[self.dtype]
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """The axes that nobody said."""
+        return tuple(axis for axis in ("K", "topk", "activation") if getattr(self, axis) is None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,28 +64,34 @@ class Point:
 class Sidecar:
     """The provenance of one up/down pair of tables."""
 
-    source: str  # "measured" or "predicted"
-    shape: MoeShape
+    source: str  # "measured", "imported" or "predicted"
+    shape: MoeShape | OpenShape
     device: Mapping[str, Any]  # name, torch_name, capability, sm_count, shared_bytes, driver
     versions: Mapping[str, str]  # triton, torch, cuda, kernelmux
     kernel: Mapping[str, str]  # name, source_hash
     created: str  # ISO 8601, UTC
     effort: str = ""
+    reader: str = FORMAT  # whose kernel the tiles were measured on: "kernelmux", "vllm" or "sglang"
+    quant: MoeQuant = UNQUANTIZED
     sha256: Mapping[str, str] = field(default_factory=dict)  # "up", "down": of the files' bytes; the writer fills it
     points: Mapping[int, Point] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)  # the tuner's own statistics
 
     def to_json(self) -> dict[str, Any]:
+        words: dict[str, Any] = {} if self.reader == FORMAT else {"reader": self.reader}
+        if self.quant != UNQUANTIZED:
+            words["quant"] = asdict(self.quant)
         return {
             "schema": SCHEMA,
             "format": FORMAT,
             "source": self.source,
-            "shape": {**self.shape.axes(), "activation": self.shape.activation, "dtype": self.shape.dtype},
+            "shape": asdict(self.shape),
             "device": dict(self.device),
             "versions": dict(self.versions),
             "kernel": dict(self.kernel),
             "created": self.created,
             "effort": self.effort,
+            **words,
             "sha256": dict(self.sha256),
             "points": {str(m): asdict(self.points[m]) for m in sorted(self.points)},
             "report": dict(self.report),
@@ -106,12 +135,20 @@ def from_json(raw: object, path: Path | str) -> Sidecar:
         if not isinstance(raw.get(key), dict):
             raise broken(key, "this object is missing.")
     try:
-        shape = MoeShape(**raw["shape"])
+        shape = _shape(raw["shape"], raw["source"])
     except (TypeError, BadShape) as error:
         raise broken("shape", f"{error}".rstrip(".") + ".") from error
+    reader = raw.get("reader", FORMAT)
+    if reader not in READERS:
+        raise broken("reader", f"{reader!r} is none of {', '.join(READERS)}.")
+    try:
+        quant = _quant(raw.get("quant"))
+    except (TypeError, ValueError, UsageError) as error:
+        raise broken("quant", f"{error}".rstrip(".") + ".") from error
     hashes = raw["sha256"]
-    if set(hashes) != {"up", "down"} or not all(isinstance(value, str) for value in hashes.values()):
-        raise broken("sha256", "it must hold the hashes of the up and the down file.")
+    wanted = {"up"} if reader == "vllm" else {"up", "down"}
+    if set(hashes) != wanted or not all(isinstance(value, str) for value in hashes.values()):
+        raise broken("sha256", f"it must hold the hash of the {' and the '.join(sorted(wanted)[::-1])} file.")
     try:
         points = {int(m): _point(point) for m, point in (raw.get("points") or {}).items()}
     except (TypeError, ValueError, AttributeError, LookupError) as error:
@@ -125,10 +162,28 @@ def from_json(raw: object, path: Path | str) -> Sidecar:
         kernel=raw["kernel"],
         created=str(raw.get("created", "")),
         effort=str(raw.get("effort", "")),
+        reader=reader,
+        quant=quant,
         sha256=hashes,
         points=points,
         report=report if isinstance(report, dict) else {},
     )
+
+
+def _shape(raw: Mapping[str, Any], source: str) -> MoeShape | OpenShape:
+    if source != "imported" or None not in raw.values():
+        return MoeShape(**raw)
+    shape = OpenShape(**raw)
+    known = {axis: value for axis, value in raw.items() if value is not None}
+    MoeShape(**{"K": 1, "topk": 1, **known})  # the axes that are known obey the same rules
+    return shape
+
+
+def _quant(raw: Any) -> MoeQuant:
+    if not raw:
+        return UNQUANTIZED
+    block = raw.get("block_shape")
+    return MoeQuant(raw.get("dtype"), tuple(block) if block else None, bool(raw.get("per_channel")))
 
 
 def _point(raw: Mapping[str, Any]) -> Point:

@@ -53,7 +53,7 @@ def test_no_bytes_crash_the_reader(content: bytes, tmp_path_factory) -> None:
         ("", "not_json"),
         (WHOLE[:-20], "truncated"),
         ('{"1": "abc', "truncated"),
-        ("\ufeff" + WHOLE, "not_json"),
+        ("\ufeff" + WHOLE, "bom"),
         (b"\xff\xfe", "not_json"),
         ("[1, 2]", "not_a_table"),
         ("3", "not_a_table"),
