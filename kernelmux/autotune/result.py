@@ -89,6 +89,7 @@ class TuneResult:
             "effort": self.effort,
             "paths": [str(p) for p in self.paths],
             "table": [line.to_json() for line in self.lines],
+            "fingerprint": dict(self.fingerprint),
             **self.report(),
         }
 

@@ -52,6 +52,8 @@ def _ms(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[
 @click.option("--replay", type=click.Path(path_type=Path), help="Take timings from this journal in place of a GPU.")
 @click.option("--m", "ms", callback=_ms, help="Token counts, as in 1,64,2048; the usual eighteen if not given.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes that compile; the usable cores if not given.")
+@click.option("--report", "reports", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+              help="Write the tuning report to FILE.md, FILE.html or FILE.json; may be given again.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def tune(
     config: Path | None,
@@ -71,15 +73,19 @@ def tune(
     replay: Path | None,
     ms: tuple[int, ...] | None,
     workers: int | None,
+    reports: tuple[Path, ...],
     as_json: bool,
 ) -> None:
     """Tune both GEMMs of a fused MoE and write the tables that select_backend reads.
 
     On a GPU every choice is measured; with --offline it is predicted for the GPU named by --device.
     """
+    from kernelmux.reports.tuning_output import format_of
     from kernelmux.store.journal import Journal
     from kernelmux.store.paths import config_dir, journal_path
 
+    for path in reports:
+        format_of(path)
     wanted = _shape(config, tp, shape, activation, dtype, quant)
     if wanted.dtype not in TUNABLE:
         raise UsageError(f"no Triton kernel multiplies {wanted.dtype} experts. Add --dtype {' or '.join(TUNABLE)}.")
@@ -100,7 +106,20 @@ def tune(
         else:
             result = _measure(wanted, device, ms, dtype is None, resume, progress, options)
     selection = _selection(result, folder, is_default=out is None)
+    for path in reports:
+        _report(result, path)
     emit({**result.to_json(), **selection}, as_json, lambda: _render(result, selection))
+
+
+def _report(result: TuneResult, path: Path) -> None:
+    import shlex
+
+    from kernelmux.reports import tuning, tuning_output
+
+    called = Path(sys.argv[0]).stem == "kernelmux"
+    command = shlex.join(["kernelmux", *sys.argv[1:]]) if called else ""
+    for file in tuning_output.write(tuning.of_result(result, command=command), path):
+        note(f"wrote {file}")
 
 
 def _shape(

@@ -68,17 +68,14 @@ def _cards(report: Mapping[str, Any]) -> str:
 
 
 def _plots(report: Mapping[str, Any]) -> str:
-    made = plots(report)
-    return element(
-        "div", "\n".join(_figure(p, wide=i == 0 and len(made) > 1) for i, p in enumerate(made)), class_="charts"
-    )
+    figures = [_figure(plot, wide=i == 0) for i, plot in enumerate(plots(report))]
+    return element("div", "\n".join(figures), class_="charts") if figures else ""
 
 
 def _figure(plot: Plot, *, wide: bool) -> str:
     heading, caption = element("h3", text(plot.title)), element("figcaption", text(plot.caption))
-    return element(
-        "figure", f"{heading}\n{plot.inline(WIDE if wide else svg.WIDTH)}\n{caption}", class_="wide" if wide else None
-    )
+    drawn = plot.inline(WIDE if wide else svg.WIDTH)
+    return element("figure", f"{heading}\n{drawn}\n{caption}", class_="wide" if wide else None)
 
 
 def _rows(report: Mapping[str, Any]) -> str:
