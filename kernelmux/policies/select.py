@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from kernelmux.device import Device, resolve_device
-from kernelmux.errors import DeviceNotFound, NoKernel, StoreError, UsageError
+from kernelmux.errors import BadShape, DeviceNotFound, NoKernel, StoreError, UsageError
 from kernelmux.policies.policy import Policy
 from kernelmux.policies.resolve import Explicit, check_backend, resolve
 from kernelmux.policies.selection import Selection
@@ -91,7 +91,7 @@ def select_backend(
         else:
             key = (op, device, quant, dtype, activation, backend, demands, policy, packages, _context())
         hit = _cache.get(key)
-    except TypeError:  # a quantization config, a list: no key
+    except (TypeError, AttributeError):  # a quantization config, a list: no key
         key, hit = None, None
     if (
         hit is not None
@@ -125,6 +125,8 @@ def _select(
     before = epoch.value
     registry = _registry()
     registry.op(op)
+    if not isinstance(shape, Mapping):
+        raise BadShape(f"shape maps axes to sizes, as in dict(M=64); {shape!r} does not.")
     if isinstance(demands, str):
         raise UsageError(f"demands is a collection of words, not one word: write demands=({demands!r},).")
     here = _device(device)
@@ -321,8 +323,10 @@ def warmup(*targets: Selection | str | Mapping[str, Any], ms: Iterable[int] = ()
             selection = target
         elif isinstance(target, str):
             selection = select_backend(target, **problem)
-        else:
+        elif isinstance(target, Mapping) and "op" in target:
             selection = select_backend(**{**problem, **target})
+        else:
+            raise UsageError(f"warmup takes Selections, op names or mappings with an op; {target!r} is none of them.")
         selection.warm()
         if selection.configs is not None:
             for count in counts:

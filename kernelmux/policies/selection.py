@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from kernelmux.errors import UsageError
 from kernelmux.registry.decision import Rejected
 from kernelmux.registry.lazy import load
 from kernelmux.registry.value import Value, fresh
@@ -169,14 +170,20 @@ class Selection(Value):
         """Convert weights to this kernel's layout: ``sel.prepare(w1=w1, w2=w2)``. As they are where it needs none.
 
         Without a prepare step a single tensor comes back itself, several as the mapping they were given in.
-        Raises MissingPackage when the kernel's package is not importable, FrozenError after ``freeze()`` for a
-        kernel that was not warmed.
+        Raises UsageError when one of the op's weights is missing, MissingPackage when the kernel's package is not
+        importable, FrozenError after ``freeze()`` for a kernel that was not warmed.
         """
+        missing = [name for name in self.op.weights if name not in tensors]
+        if missing:
+            raise UsageError(f"prepare of {self.op.name} lacks {', '.join(missing)}: it takes {self._weights()}.")
         self.check()
         spec = self.declaration.prepare
         if spec is None:
             return next(iter(tensors.values())) if len(tensors) == 1 else tensors
         return load(spec, f"preparing weights for {self.kernel}")(self.device, **tensors)
+
+    def _weights(self) -> str:
+        return ", ".join(f"{name}={name}" for name in self.op.weights)
 
     def check(self) -> None:
         """Run the prepare hooks, once a Selection."""
@@ -197,7 +204,9 @@ class Selection(Value):
 
         The activation is the Selection's own unless the call names one.
         """
-        run = self._state.get("run") or self._bind()
+        run = self._state.get("run") or self._bind(x)
+        if weights is None and self.op.weights:
+            raise UsageError(f"{self.op.name} needs weights: after x, what prepare({self._weights()}) returned.")
         if self.problem.activation is not None:
             op_args.setdefault("activation", self.problem.activation)
         if self.configs is None:
@@ -214,7 +223,13 @@ class Selection(Value):
             config = self._by_tokens[tokens] = self.configs.at(tokens)
         return config
 
-    def _bind(self) -> Callable[..., Any]:
+    def _bind(self, x: Any = None) -> Callable[..., Any]:
+        place = getattr(getattr(x, "device", None), "type", None)
+        if place == "cpu" and self.device.vendor != "cpu" and not os.environ.get("TRITON_INTERPRET"):
+            raise UsageError(
+                f"this Selection is for {self.device.name} and x is on the CPU. Move the tensors to the GPU, or select "
+                "with device=x.device."
+            )
         run: Callable[..., Any] = load(self.declaration.load, f"running {self.kernel}")
         if self.configs is not None:
             shape: Callable[..., Mapping[str, int]] = load(self.op.problem, f"reading the shape of {self.op.name}")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...contracts.fused_moe_math import activate, local_experts
+from ...contracts.fused_moe_math import activate, check_arguments, local_experts
 
 
 def run(
@@ -27,6 +27,7 @@ def run(
     Matrix products in the operands' dtype, activation and weighting in fp32, the sum over topk in fp32.
     """
     w1, w2 = weights
+    check_arguments(x, w1, w2, topk_weights, topk_ids, activation, expert_map)
     ids = local_experts(topk_ids, w1.shape[0], expert_map)
     router = topk_weights.float()
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ...contracts.fused_moe_math import check_arguments
 from ...contracts.moe_shape import MoeShape
+from ...errors import DeviceNotFound
 from ...tuning_configs.tile import Tile
+from . import jit_guard
 from .moe_launch import gemm, reduce_pairs, sort_pairs
 from .moe_rules import DIRECT_BLOCK_M, direct, most_blocks
 
@@ -40,10 +43,15 @@ def run(
     apply_router_weight_on_input: bool = False,
     expert_map: Tensor | None = None,  # [experts of all ranks] -> local expert or -1
 ) -> Tensor:
-    """Return [M, K]. Nothing here waits for the device, so a call can be captured in a CUDA graph."""
+    """Return [M, K]. Nothing here waits for the device, so a call can be captured in a CUDA graph.
+
+    Raises BadShape for operands that do not fit each other, which the GPU would read beyond.
+    """
     import torch
 
     w1, w2 = weights
+    check_arguments(x, w1, w2, topk_weights, topk_ids, activation, expert_map)
+    jit_guard.install()
     shape = MoeShape(
         w1.shape[0], w2.shape[2], x.shape[1], topk_ids.shape[1], activation, str(x.dtype).removeprefix("torch.")
     )
@@ -107,10 +115,16 @@ def as_direct(tile: Tile) -> Tile:
 def warmup(selection: Any, ms: Iterable[int]) -> None:
     """Run each of these token counts once on zeros, so that no later call with them compiles or loads a kernel.
 
-    Each M has its own tile, and M itself is no compile-time constant: one call an M covers it.
+    Each M has its own tile, and M itself is no compile-time constant: one call an M covers it. Calls with an
+    ``expert_map`` or with the router weight on the input are variants of their own: warm them by one call each.
+    Raises DeviceNotFound where torch sees no GPU.
     """
     import torch
 
+    if not torch.cuda.is_available():
+        raise DeviceNotFound(
+            f"{selection.kernel} can be warmed only on a GPU, and torch sees none here. Warm it where it will run."
+        )
     size = selection.problem.shape
     activation = selection.problem.activation or "silu"
     shape = MoeShape.from_axes(size, activation, selection.problem.dtype or "bfloat16")
