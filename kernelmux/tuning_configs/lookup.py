@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kernelmux.contracts.moe_quant import UNQUANTIZED, MoeQuant
 from kernelmux.contracts.moe_shape import MoeShape
-from kernelmux.errors import BadShape, ConfigFileError
+from kernelmux.errors import BadShape, ConfigFileError, UsageError
 from kernelmux.registry import epoch
 from kernelmux.tuning_configs import sidecar as sidecars
 from kernelmux.tuning_configs.choice import MoeChoice
@@ -29,7 +30,7 @@ from kernelmux.tuning_configs.folders import (
 )
 from kernelmux.tuning_configs.names import TableName
 from kernelmux.tuning_configs.reconcile import reconciled
-from kernelmux.tuning_configs.sidecar import Sidecar
+from kernelmux.tuning_configs.sidecar import OpenShape, Sidecar
 from kernelmux.tuning_configs.table import MoeTable
 from kernelmux.tuning_configs.tile import Tile
 
@@ -74,7 +75,11 @@ _cache_epoch = -1
 
 
 def find(
-    device: Device, triton_version: str | None, shape: MoeShape, folders: Sequence[Path | str] | None = None
+    device: Device,
+    triton_version: str | None,
+    shape: MoeShape,
+    folders: Sequence[Path | str] | None = None,
+    quant: MoeQuant = UNQUANTIZED,
 ) -> MoeChoice:
     """The best table for ``shape`` on ``device``, else the heuristic; never raises for what lies in a folder.
 
@@ -88,17 +93,19 @@ def find(
         _cache.clear()
         _cache_epoch = epoch.value
     places = tuple(map(Path, folders)) if folders is not None else roots()
-    key = (device, triton_version, shape, places)
+    key = (device, triton_version, shape, places, quant)
     if key not in _cache:
-        _cache[key] = _find(device, version_of(triton_version), shape, places)
+        _cache[key] = _find(device, version_of(triton_version), shape, places, quant)
     return _cache[key]
 
 
-def _find(device: Device, version: Version | None, shape: MoeShape, places: Sequence[Path]) -> MoeChoice:
+def _find(
+    device: Device, version: Version | None, shape: MoeShape, places: Sequence[Path], quant: MoeQuant
+) -> MoeChoice:
     notes: list[str] = []
     best: _Found | None = None
     for place in _places(device, version, places):
-        for found in _tables_at(place, device, shape, notes):
+        for found in _tables_at(place, device, shape, quant, notes):
             if best is None or _RANK[found.source] < _RANK[best.source]:
                 best = found
         if best is not None and best.source == "measured":
@@ -123,11 +130,19 @@ def _why(found: _Found, device: Device, version: Version | None) -> str:
     verb = {"measured": "tuned", "imported": "tuned elsewhere", "predicted": "predicted"}[found.source]
     words = f"table {verb} for {found.place.device_name} under Triton {spelled(found.place.folder.version)}"
     if found.place.family:
-        words += f", which stands in for {device.name} (family {device.family}; shared memory checked)"
+        words += f", which stands in for {device.name} ({_kinship(found, device)}; shared memory checked)"
     if not found.place.same_version:
         here = f"the nearest to {spelled(version)}" if version else "the newest, as Triton's version here is not known"
         words += f"; that version is {here}"
     return words
+
+
+def _kinship(found: _Found, device: Device) -> str:
+    from kernelmux.tuning_configs import aliases
+
+    known = {alias.name: alias for alias in aliases.for_device(device.table_name)}
+    alias = known.get(found.place.device_name)
+    return alias.why if alias else f"family {device.family}"
 
 
 def _places(device: Device, version: Version | None, places: Sequence[Path]) -> Iterator[_Place]:
@@ -156,27 +171,34 @@ def _places(device: Device, version: Version | None, places: Sequence[Path]) -> 
 
 
 def _kin(device: Device) -> list[str]:
-    """Table names of the other GPUs of the family, the likest first. A MIG slice has no kin: its SMs are a share."""
+    """Table names whose tables stand in: those with evidence first, then the family, the likest first.
+
+    A MIG slice has no kin: its SMs are a share of the GPU's.
+    """
     if device.is_mig or device.vendor == "cpu" or not device.trusted:
         return []
     from kernelmux.device import catalog
+    from kernelmux.tuning_configs import aliases
 
     def unlike(other: Device) -> tuple[int, float]:
         return abs(other.sm_count - device.sm_count), abs(other.bandwidth_gbs - device.bandwidth_gbs)
 
     others = [d for d in catalog().values() if d.family == device.family and d.table_name != device.table_name]
-    return list(dict.fromkeys(d.table_name for d in sorted(others, key=unlike)))
+    known = [alias.name for alias in aliases.for_device(device.table_name)]
+    return list(dict.fromkeys([*known, *(d.table_name for d in sorted(others, key=unlike))]))
 
 
-def _tables_at(place: _Place, device: Device, shape: MoeShape, notes: list[str]) -> Iterator[_Found]:
+def _tables_at(
+    place: _Place, device: Device, shape: MoeShape, quant: MoeQuant, notes: list[str]
+) -> Iterator[_Found]:
     try:
-        plain = TableName.of(place.device_name, shape)
+        plain = TableName.of(place.device_name, shape, quant=quant)
     except ValueError:
         return
     for name in (plain.qualified(shape), plain):
         path = place.folder.path / name.format()
         try:
-            found = _load(place, path, name, device, shape, notes) if path.exists() else None
+            found = _load(place, path, name, device, shape, quant, notes) if path.exists() else None
         except ConfigFileError as error:
             _say(f"{error} The table is passed over.", notes)
             continue
@@ -188,7 +210,7 @@ def _tables_at(place: _Place, device: Device, shape: MoeShape, notes: list[str])
 
 
 def _load(
-    place: _Place, path: Path, name: TableName, device: Device, shape: MoeShape, notes: list[str]
+    place: _Place, path: Path, name: TableName, device: Device, shape: MoeShape, quant: MoeQuant, notes: list[str]
 ) -> _Found | None:
     """The table of ``path``, or None when it is another problem's; raises ConfigFileError for a broken one."""
     folder = place.folder.path
@@ -200,22 +222,34 @@ def _load(
         if mismatch:
             notes.append(f"{path} is for {mismatch}, so it does not count here.")
             return None
+        if isinstance(meta.shape, OpenShape) and meta.shape.unknown:
+            said.append(f"{path} does not say its {', '.join(meta.shape.unknown)}; taken to fit.")
         if meta.shape.dtype != shape.dtype:
             said.append(f"{path} was tuned with {meta.shape.dtype}; {shape.dtype} has the same element size.")
     else:
         said.append(f"{path} has no sidecar: its K, topk and activation are not known and are taken to fit.")
     up = read(path).checked()
-    down = read(down_path).checked() if down_path.exists() else None
+    one_tile = meta is not None and meta.reader == "vllm"
+    down = read(down_path).checked() if down_path.exists() and not one_tile else None
     if meta is not None:
         verify(meta, side_path, up, down)
     down_tiles = down.tiles if down is not None else _without_tma(up, said)
     # Tiles that were tuned on this very device fit it, whatever the formula says of them.
-    trusted_here = meta is not None and not place.family
-    table, changes = reconciled(up.tiles, down_tiles, path, None if trusted_here else device, shape.element_bytes)
+    source = _source(meta)
+    trusted_here = source == "measured" and not place.family
+    sizes = (shape.element_bytes,) if quant == UNQUANTIZED else (quant.element_bytes_a, quant.element_bytes_b)
+    table, changes = reconciled(up.tiles, down_tiles, path, None if trusted_here else device, *sizes)
     for change in changes:
         _say(change, said)
     tuned_on = str(meta.kernel.get("source_hash", "")) if meta else ""
-    return _Found(table, meta.source if meta else "imported", path, place, tuple(said), tuned_on)
+    return _Found(table, source, path, place, tuple(said), tuned_on)
+
+
+def _source(meta: Sidecar | None) -> str:
+    """Measured on kernelmux's own kernel counts as measured; on an engine's it is a table from elsewhere."""
+    if meta is None or (meta.reader != "kernelmux" and meta.source == "measured"):
+        return "imported"
+    return meta.source
 
 
 def _mismatch(meta: Sidecar, shape: MoeShape) -> str:
@@ -224,9 +258,9 @@ def _mismatch(meta: Sidecar, shape: MoeShape) -> str:
     odd = [
         f"{axis}={getattr(there, axis)}"
         for axis in ("E", "N", "K", "topk")
-        if getattr(there, axis) != getattr(shape, axis)
+        if getattr(there, axis) not in (None, getattr(shape, axis))
     ]
-    if there.activation != shape.activation:
+    if there.activation not in (None, shape.activation):
         odd.append(f"activation {there.activation}")
     if there.element_bytes != shape.element_bytes:
         odd.append(f"dtype {there.dtype}")
@@ -236,6 +270,8 @@ def _mismatch(meta: Sidecar, shape: MoeShape) -> str:
 def verify(meta: Sidecar, path: Path, up: Document, down: Document | None) -> None:
     """Check the hashes of both files. Raises ConfigFileError: edited after tuning, or a write that was cut short."""
     for side, document in (("up", up), ("down", down)):
+        if side not in meta.sha256:
+            continue
         if document is None:
             raise ConfigFileError(path, f"sha256.{side}", "the down table is missing.", "Tune the shape again.")
         if document.sha256 != meta.sha256[side]:
@@ -267,6 +303,7 @@ def provider(device: Device, packages: Packages, problem: Problem) -> MoeChoice:
         return MoeChoice("heuristic", "heuristic", why, device=device, conditions=(condition,))
     try:
         shape = MoeShape.from_axes(axes, problem.activation or "silu", problem.dtype or "bfloat16")
-    except BadShape as error:
+        quant = MoeQuant.of(problem.scheme)
+    except (BadShape, UsageError) as error:
         return MoeChoice("heuristic", "heuristic", "vLLM's default heuristic", device=device, conditions=(str(error),))
-    return find(device, packages.get("triton"), shape)
+    return find(device, packages.get("triton"), shape, quant=quant)

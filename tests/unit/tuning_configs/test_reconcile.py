@@ -46,7 +46,7 @@ def test_a_disagreement_takes_ups_block_m_and_names_file_and_m() -> None:
 
 def test_downs_block_m_is_taken_where_ups_does_not_fit() -> None:
     device = resolve_device("rtx-5090")  # 101,376 bytes
-    up, down = {1: Tile(256, 64, 64, warps=8)}, {1: Tile(32, 256, 64)}
+    up, down = {1: Tile(256, 128, 64, warps=8, stages=4)}, {1: Tile(32, 256, 64)}
     table, _ = reconciled(up, down, "t.json", device)
     # Nobody measured an up tile of 32 rows, and up's own is three steps off: up runs down's, as SGLang would.
     assert table.at(1).up == table.at(1).down == down[1]
