@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import UnknownScheme, UsageError
+from ..registry import Tolerance
 
 if TYPE_CHECKING:
     from ..quant import Scheme
@@ -27,6 +28,17 @@ _OF_SCHEME: Mapping[str, tuple[str | None, bool]] = {
     "int8_w8a8": ("int8_w8a8", True),
     "int8_w8a16": ("int8_w8a16", True),
 }
+
+_ROUNDINGS = "rounded to the dtype after each product and after the activation"
+_FLIPS = "an inner value next to a rounding boundary of its 8-bit type may fall on either side of it, "
+_WIDE = {
+    "bfloat16": Tolerance(rtol=1e-2, atol=0.0, why=f"{_ROUNDINGS}: 8 significant bits, 2**-9 a rounding"),
+    "float16": Tolerance(rtol=1.5e-3, atol=0.0, why=f"{_ROUNDINGS}: 11 significant bits, 2**-12 a rounding"),
+}
+_FP8 = Tolerance(
+    rtol=4e-2, atol=0.0, why=_FLIPS + "1/16 to 1/8 of it apart; tensor cores of 9.0 add e4m3 products up with 14 bits"
+)
+_INT8 = Tolerance(rtol=2e-2, atol=0.0, why=_FLIPS + "1/127 of its row's largest apart")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -109,6 +121,12 @@ class MoeQuant:
             n, k = self.block_shape
             return (experts, -(-rows // n), -(-depth // k))
         return (experts, rows) if self.per_channel else (experts,)
+
+    def tolerance(self, dtype: str) -> Tolerance:
+        """How far a row of a plain kernel's output may lie from `moe_quant_math.reference_quantized` (relative L2)."""
+        if not self.quantizes_activations:
+            return _WIDE[dtype]
+        return _FP8 if self.fp8 else _INT8
 
     def refusal(self, shape: MoeShape) -> str | None:
         """Why no plain kernel runs this shape, or None if one does."""
