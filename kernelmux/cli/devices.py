@@ -15,7 +15,10 @@ from kernelmux.device import Device, aliases, catalog, family_reason, live_devic
 @click.option("--live", is_flag=True, help="Only the GPUs of this machine.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def devices(name: str | None, live: bool, as_json: bool) -> None:
-    """List the GPUs kernelmux knows, or show one: NAME is what --device takes elsewhere."""
+    """List the GPUs kernelmux knows, or show one.
+
+    NAME is what --device takes elsewhere.
+    """
     if name:
         device = resolve_device(name)
         emit(facts(device), as_json, lambda: _one(device))

@@ -34,7 +34,10 @@ _PACKAGES = {
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.pass_context
 def doctor(ctx: click.Context, policies: bool, as_json: bool) -> None:
-    """Say what this installation has and lacks: packages, GPUs, folders, kernels of other packages."""
+    """Say what this installation has and lacks.
+
+    Packages, GPUs, folders, and kernels of other packages that could not be taken.
+    """
     if policies:
         _judge_policies(ctx, as_json)
         return

@@ -15,7 +15,10 @@ from kernelmux.registry.op import Op
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def ops(name: str | None, as_json: bool) -> None:
-    """List the ops, or only NAME: schema, axes, schemes, dtypes, activations, and each kernel's requirements."""
+    """List the ops and their kernels, or only those of NAME.
+
+    Schema, axes, schemes, dtypes, activations, and each kernel's requirements.
+    """
     from kernelmux.registry.discovery import registry
 
     found = registry()

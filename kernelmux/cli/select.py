@@ -40,7 +40,10 @@ def select(
     assume_packages: str,
     as_json: bool,
 ) -> None:
-    """Choose the kernel for OP on a device, present or not, and explain the choice."""
+    """Choose the kernel for an op, and explain the choice.
+
+    For a device that is here, or for any that is described (`kernelmux devices`).
+    """
     from kernelmux.policies.select import select_backend
     from kernelmux.registry.packages import Packages
 

@@ -76,9 +76,10 @@ def tune(
     reports: tuple[Path, ...],
     as_json: bool,
 ) -> None:
-    """Tune both GEMMs of a fused MoE and write the tables that select_backend reads.
+    """Tune a fused MoE and write its tables.
 
-    On a GPU every choice is measured; with --offline it is predicted for the GPU named by --device.
+    They hold the tiles of both GEMMs at each token count, and select_backend reads them. On a GPU every choice is
+    measured; with --offline it is predicted for the GPU named by --device.
     """
     from kernelmux.reports.tuning_output import format_of
     from kernelmux.store.journal import Journal

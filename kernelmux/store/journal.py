@@ -256,6 +256,9 @@ class Journal:
                     raise sqlite3.DatabaseError(f"malformed: {verdict}")
             except BaseException:
                 db.close()
+                with suppress(OSError):
+                    if self.path.stat().st_size == 0:
+                        self.path.unlink()  # nothing came to stand in it: no later reader should wonder
                 raise
         return db
 
@@ -263,7 +266,7 @@ class Journal:
         try:
             mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         except sqlite3.OperationalError as error:
-            if _is_full(error) or "readonly" in str(error):
+            if _is_full(error) or "readonly" in str(error) or "I/O" in str(error):
                 raise
             mode = ""  # file systems without shared memory maps refuse WAL, some with an error
         if mode != "wal":
@@ -357,7 +360,7 @@ def _is_full(error: sqlite3.Error) -> bool:
 
 
 def _explained(error: sqlite3.Error, path: Path) -> StoreError:
-    said = str(error)
+    said = " ".join(str(error).replace("*** in database main ***", "").split())
     if _is_full(error):
         return StoreError(f"cannot write {path}: the disk is full. Free some space, or set KERNELMUX_CACHE_DIR.")
     if "not a database" in said or "malformed" in said or "corrupt" in said:
@@ -375,7 +378,7 @@ def _explained(error: sqlite3.Error, path: Path) -> StoreError:
         return StoreError(f"{path} is in use by another program ({said}). Let it finish and try again.")
     if "closed database" in said:
         return StoreError(f"{path} was closed already.")
-    return StoreError(f"{path} cannot be used: {said}. Check the disk, or set KERNELMUX_CACHE_DIR.")
+    return StoreError(f"{path} cannot be used: {said}. Check the disk and `ulimit -f`, or set KERNELMUX_CACHE_DIR.")
 
 
 def read_rows(path: Path | str, keys: Iterable[str] | None = None) -> dict[str, list[Row]]:

@@ -287,3 +287,25 @@ def test_a_closed_journal_says_so(path: Path) -> None:
     journal.close()
     with pytest.raises(StoreError, match="closed"):
         journal.runs()
+
+
+def test_a_journal_that_cannot_be_begun_leaves_no_empty_file(path: Path) -> None:
+    code = "import resource, sys; from kernelmux.store.journal import Journal\n"
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512)); Journal(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert "StoreError" in done.stderr
+    assert "ulimit -f" in done.stderr
+    assert "network share" not in done.stderr
+    assert not path.exists()
+
+
+def test_a_page_that_was_overwritten_is_told_in_one_line(path: Path) -> None:
+    with Journal(path) as journal:
+        assert journal.runs() == []  # the tables alone fill several pages
+    data = bytearray(path.read_bytes())
+    data[4096:8192] = b"\x5a" * 4096
+    path.write_bytes(data)
+    with pytest.raises(StoreError, match="is damaged") as error:
+        Journal(path)
+    assert "\n" not in str(error.value)
+    assert "Move it away" in str(error.value)
