@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kernelmux.autotune.emit import KERNEL
 from kernelmux.contracts.moe_shape import MoeShape
 from kernelmux.errors import BadShape, ConfigFileError, UnknownDevice
 from kernelmux.reports import ceilings as ceilings_file
@@ -25,12 +27,18 @@ _WANTED = "Give a tuned table, its .meta.json, or what `kernelmux tune --json` p
 
 
 def report_of(
-    path: Path, *, ceilings: Path | None = None, shipped: Path | None = None, engine: str = "", model: str = ""
+    path: Path,
+    *,
+    ceilings: Path | None = None,
+    shipped: Path | Shipped | None = None,
+    engine: str = "",
+    model: str = "",
+    kernel: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The report value of ``path``.
 
-    ``ceilings``: a file of measured ones. ``shipped``: the table file an engine ships for this shape. Raises
-    ConfigFileError naming the file and what is wrong with it.
+    ``ceilings``: a file of measured ones. ``shipped``: the table file an engine ships for this shape. ``kernel``: its
+    name and source hash, for an output that does not say. Raises ConfigFileError naming the file and what is wrong.
     """
     sidecar, tuned, provenance = _read(path)
     device = _device(sidecar.device if sidecar else tuned)
@@ -40,8 +48,11 @@ def report_of(
         raw = tuned["shape"]
         torch_name = device.torch_name if device else None
         rates = ceilings_file.read(ceilings, torch_name, raw.get("dtype", "bfloat16")) if ceilings else None
-        theirs = shipped_from(shipped, [int(line["m"]) for line in tuned["table"]], engine) if shipped else None
-        return build(tuned, device=device, provenance=provenance, ceilings=rates, shipped=theirs, model=model)
+        if isinstance(shipped, Path):
+            shipped = shipped_from(shipped, [int(line["m"]) for line in tuned["table"]], engine)
+        if kernel and not provenance.kernel:
+            provenance = replace(provenance, kernel=kernel)
+        return build(tuned, device=device, provenance=provenance, ceilings=rates, shipped=shipped, model=model)
     except (KeyError, TypeError, ValueError, AttributeError, BadShape) as error:
         what = f"no {error.args[0]}" if isinstance(error, KeyError) else str(error).rstrip(".")
         raise ConfigFileError(path, "", f"no tuning report can be made of it ({what}).", _WANTED) from error
@@ -99,9 +110,11 @@ def _read_output(path: Path) -> tuple[None, dict[str, Any], Provenance]:
         raw = raw["report"]  # a committed measurement: the output below "report", beside what made it
     if not isinstance(raw.get("table"), list) or not isinstance(raw.get("shape"), dict) or "config_source" not in raw:
         raise ConfigFileError(path, "", "this is neither a tuned table nor an output of tune.", _WANTED)
-    versions = whole.get("versions")
+    seen = raw["fingerprint"] if isinstance(raw.get("fingerprint"), dict) else {}
+    versions = whole.get("versions") or {key: seen[key] for key in ("triton", "torch", "cuda") if key in seen}
     provenance = Provenance(
-        driver=whole.get("driver"), versions=versions if isinstance(versions, dict) else {},
+        driver=whole.get("driver") or seen.get("driver"), versions=versions if isinstance(versions, dict) else {},
+        kernel={"name": KERNEL, "source_hash": str(seen["kernel"])} if seen.get("kernel") else None,
         created=str(whole.get("date") or ""), command=str(whole.get("command") or ""),
         host=str(whole.get("host") or ""), files=[Path(str(p)).name for p in raw.get("paths") or ()],
     )  # fmt: skip

@@ -37,7 +37,7 @@ def render(report: Mapping[str, Any], images: Sequence[tuple[str, str]] = ()) ->
 
 def _times(report: Mapping[str, Any]) -> str:
     roofline = report["ceilings"] is not None
-    head = ["M", "up µs", "down µs", "up + down µs", "95%", "default µs", "gain", "sort µs", "others tied"]
+    head = ["M", "up µs", "down µs", "up + down µs", "95%", "default µs", "gain", "sort µs", "tied"]
     head += ["% of roofline", "bound by"] if roofline else []
     rows = []
     for row in report["rows"]:

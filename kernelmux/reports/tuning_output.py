@@ -39,9 +39,9 @@ def files(report: Mapping[str, Any], path: Path, form: str = "", *, plots: bool 
         return {path: render(report, form)}
     from kernelmux.reports.tuning_charts import plots as drawn
 
-    made = {plot: path.with_name(f"{path.stem}-{plot.name}.svg") for plot in drawn(report)}
-    images = [(plot.title, file.name) for plot, file in made.items()]
-    return {path: render(report, form, images), **{file: plot.file() for plot, file in made.items()}}
+    made = [(path.with_name(f"{path.stem}-{plot.name}.svg"), plot) for plot in drawn(report)]
+    images = [(plot.title, file.name) for file, plot in made]
+    return {path: render(report, form, images), **{file: plot.file() for file, plot in made}}
 
 
 def write(report: Mapping[str, Any], path: Path, form: str = "", *, plots: bool = False) -> list[Path]:

@@ -39,8 +39,8 @@ def cards(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     said, out = report["summary"], []
     if said["mean_gain"] is not None:
         best = said["best"]
-        top = f"best {signed(best['gain'])} at M={best['m']}; " if best else ""
-        out.append(("Less time than the default", signed(said["mean_gain"]), f"{top}geometric mean over M"))
+        top = f"; best {signed(best['gain'])} at M={best['m']}" if best else ""
+        out.append(("Gain over the default", signed(said["mean_gain"]), f"less time, geometric mean over M{top}"))
         text = f"{count(said['tie'], 'tie') if said['tie'] else 'no ties'}, {said['slower'] or 'none'} slower"
         text += f", {count(said['same'], 'time')} the default itself" if said["same"] else ""
         out.append(("Faster than the default", f"{said['faster']} of {said['rows']} M", text))
@@ -82,7 +82,7 @@ def reading(report: Mapping[str, Any]) -> list[str]:
         lines += [
             "Times are medians of one call in microseconds, L2-cold. up + down is what tiles are compared by; the sort "
             "of tokens by expert has its own column. ± is half of the 95% interval of up + down.",
-            "A tie is a difference from the default within its own 95% interval: its sign means nothing. “Others tied” "
+            "A tie is a difference from the default within its own 95% interval: its sign means nothing. “Tied” "
             f"counts the pairs that could not be told from the chosen one (at most {TIES_SHOWN} are kept).",
         ]
     if report["ceilings"] and report["summary"]["timed"]:
