@@ -32,7 +32,9 @@ class Alias:
         if self.agree is None:
             return self.evidence
         compared, block_m, tile = self.agree
-        return f"{self.evidence}; {block_m} of {compared} public entries have the same BLOCK_SIZE_M, {tile} the same tile"
+        return (
+            f"{self.evidence}; {block_m} of {compared} public entries have the same BLOCK_SIZE_M, {tile} the same tile"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ def load(path: Path = FILE) -> Aliases:
         of.setdefault(second, []).append(Alias(first, **facts, never=pair.get("never", "")))
         if "never" in pair:
             never[first] = Alias(second, **facts, never=pair["never"])
-        else:
+        elif "one_way" not in pair:
             of.setdefault(first, []).append(Alias(second, **facts))
     ranked = {name: tuple(sorted(found, key=_rank)) for name, found in of.items()}
     families = {word: entry["name"] for word, entry in raw["vllm_families"].items()}

@@ -1,37 +1,27 @@
 """Judge table files by the rules of whoever reads them: `kernelmux configs check`.
 
-Everything is reported as a value, one list of faults a file; nothing is repaired here.
+Everything is reported as a value, one list of faults a file; `fix` mends what can be mended.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kernelmux.device import Device, by_torch_name
+from kernelmux.device import by_torch_name
 from kernelmux.errors import ConfigFileError
 from kernelmux.tuning_configs import sidecar as sidecars
-from kernelmux.tuning_configs.document import Document, Fault, read
-from kernelmux.tuning_configs.folders import PACKAGED, PREDICTED, roots
+from kernelmux.tuning_configs.document import Fault, capped, read
+from kernelmux.tuning_configs.engines import foreign, judge
+from kernelmux.tuning_configs.engines.foreign import ForeignTable, Reading
+from kernelmux.tuning_configs.folders import IMPORTED, PACKAGED, PREDICTED, roots, spelled, version_folder
 from kernelmux.tuning_configs.lookup import verify
 from kernelmux.tuning_configs.names import TableName
-from kernelmux.tuning_configs.shared_law import lower_bound, predicted_shared
-from kernelmux.tuning_configs.tile import Tile
 
-# Bytes per element of (activations, weights) by the name's dtype; a dtype not listed is not judged.
-_BYTES: dict[str | None, tuple[float, float]] = {
-    None: (2, 2),
-    "float32": (4, 4),
-    "fp8_w8a8": (1, 1),
-    "int8_w8a8": (1, 1),
-    "int8_w8a16": (2, 1),
-    "fp8_w8a16": (2, 1),
-    "int4_w4a16": (2, 0.5),
-}
+ENGINES = ("vllm", "sglang", "kernelmux")
 _RETUNE = "Tune the shape again."
 
 
@@ -52,11 +42,19 @@ class FileReport:
         return {"path": str(self.path), "format": self.format, "ok": self.ok, "faults": faults}
 
 
-def check(paths: Iterable[Path | str]) -> list[FileReport]:
-    """Judge files, and every table and sidecar below folders, in name order. Never raises for what is in them."""
-    files = list(dict.fromkeys(file for path in paths for file in _files(Path(path))))
+def check(paths: Iterable[Path | str], engine: str | None = None) -> list[FileReport]:
+    """Judge files, and every table and sidecar below folders, in name order. Never raises for what is in them.
+
+    ``engine`` says whose tables they are; without it each file tells by what only one of the three writes.
+    """
+    files = table_files(paths)
     chosen = set(files)
-    return [_sidecar(file) if file.name.endswith(".meta.json") else _table(file, chosen) for file in files]
+    return [_sidecar(file) if file.name.endswith(".meta.json") else _table(file, chosen, engine) for file in files]
+
+
+def table_files(paths: Iterable[Path | str]) -> list[Path]:
+    """The files that ``check`` judges: those named, and every table (and lone sidecar) below the folders named."""
+    return list(dict.fromkeys(file for path in paths for file in _files(Path(path))))
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -80,116 +78,100 @@ def _sidecar(path: Path) -> FileReport:
     except ConfigFileError as error:
         return FileReport(path, "kernelmux", (_of(error, "bad_sidecar"),))
     if table.exists():
-        return FileReport(path, "kernelmux", tuple(_against_sidecar(read(table), path, None)))
+        return FileReport(path, "kernelmux", tuple(_against_sidecar(table, path, None)))
     fault = Fault("no_table", "", f"its table {table.name} is not beside it.", f"Remove it. {_RETUNE}")
     return FileReport(path, "kernelmux", (fault,))
 
 
-def _table(path: Path, chosen: set[Path]) -> FileReport:
-    document = read(path)
+def _table(path: Path, chosen: set[Path], engine: str | None) -> FileReport:
+    reading = foreign.read(path)
     try:
-        name: TableName | None = TableName.parse(path.name)
+        name = TableName.parse(path.name)
     except ValueError as error:
-        reason = str(error)
-        form = _format(path, None, document)
-        fault = Fault("malformed_name", "file name", f"{reason}.", "Rename it; no lookup can find it.")
-        return FileReport(path, form, (fault, *document.faults))
-    assert name is not None
-    form = _format(path, name, document)
-    faults = [*_of_name(path, name), *document.faults, *_of_order(document)]
-    if document.notes and form != "vllm":
-        message = f"{document.notes[0]} beside the token counts: SGLang reads every key as a number and fails."
-        faults.append(Fault("note_key", document.notes[0], message, "Remove the key."))
-    device = by_torch_name(name.device_name) if name.device_name else None
-    if device is not None:
-        faults += _of_memory(document, name, device)
+        form = engine or format_of(path, None, reading)
+        fault = Fault("malformed_name", "file name", f"{error}.", "Rename it; no lookup can find it.")
+        return FileReport(path, form, (fault, *reading.faults))
+    form = engine or format_of(path, name, reading)
+    faults = [*judge.of_name(path, name, form), *reading.faults]
+    sound = reading.table is not None
+    if reading.table is not None:
+        faults += judge.of_keys(reading.table, form)
+        of_entries = list(judge.of_entries(reading.table, name, form))
+        faults += of_entries
+        sound = not of_entries and bool(reading.table.entries)
+        if sound:
+            faults += _of_sound(path, reading.table, name, form)
     other = path.with_name(name.side(not name.down).format())
-    if name.down and not other.exists():
+    last = not name.down or other not in chosen  # a pair is judged once, with its up table
+    if form != "vllm" and name.down and not other.exists():
         faults.append(Fault("no_up_table", "", f"its up table {other.name} is not beside it.", _RETUNE))
-    elif other.exists() and (not name.down or other not in chosen) and not document.faults:
-        partner = read(other)
-        faults += _of_pair(*((partner, document) if name.down else (document, partner)))
+    elif form != "vllm" and other.exists() and last and sound and reading.table is not None:
+        partner = sound_table(other, form)
+        if partner is not None:
+            up, down = (partner, reading.table) if name.down else (reading.table, partner)
+            faults += judge.of_pair(up.entries, down.entries, form)
     side_path = path.with_name(name.sidecar)
-    if side_path.exists() and (not name.down or other not in chosen):
-        faults += _against_sidecar(document, side_path, name)
+    if side_path.exists() and last:
+        faults += _against_sidecar(path, side_path, name)
     elif form == "kernelmux" and not side_path.exists() and not name.down:
         message = f"its sidecar {side_path.name} is missing, so nothing says what it was tuned for."
         faults.append(Fault("no_sidecar", "", message, _RETUNE))
-    return FileReport(path, form, tuple(faults))
+    return FileReport(path, form, tuple(capped(faults)))
 
 
-def _format(path: Path, name: TableName | None, document: Document) -> str:
+def _of_sound(path: Path, table: ForeignTable, name: TableName, form: str) -> Iterator[Fault]:
+    yield from judge.of_values(table, name, form)
+    device = by_torch_name(name.device_name) if name.device_name else None
+    if device is not None:
+        yield from judge.of_memory(table, name, device, triton_of(path, table))
+
+
+def sound_table(path: Path, form: str) -> ForeignTable | None:
+    """The table of ``path`` when every entry of it can be launched; its other faults are reported where they are."""
+    table = foreign.read(path).table
+    try:
+        name = TableName.parse(path.name)
+    except ValueError:
+        return None
+    if table is None or not table.entries or any(judge.of_entries(table, name, form)):
+        return None
+    return table
+
+
+def triton_of(path: Path, table: ForeignTable) -> str:
+    """The Triton version that a table was tuned under, from its note or its folder; "" where neither says."""
+    if table.triton_version:
+        return table.triton_version
+    version = version_folder(path.absolute().parent.name)
+    return spelled(version) if version else ""
+
+
+def format_of(path: Path, name: TableName | None, reading: Reading) -> str:
     """Whose table this is, judged by what only one of the three writes."""
     if name is not None and (name.K is not None or path.with_name(name.sidecar).exists()):
-        return "kernelmux"
+        try:
+            return sidecars.load(path.with_name(name.sidecar)).reader
+        except ConfigFileError:
+            return "kernelmux"
     folder = path.absolute().parent
-    if any(root in folder.parents for root in (PACKAGED, roots()[0])) or folder.parent.name == PREDICTED:
+    if any(root in folder.parents for root in (PACKAGED, roots()[0])) or folder.parent.name in (PREDICTED, IMPORTED):
         return "kernelmux"
-    if document.notes or (name is not None and not name.blank):
-        return "vllm"
-    if folder.name.startswith("triton_") or (name is not None and (name.down or name.block_shape)):
+    if folder.name.startswith("triton_"):
         return "sglang"
-    return "vllm"
+    noted = reading.table is not None and reading.table.triton_version is not None
+    if noted or (name is not None and not name.blank):
+        return "vllm"
+    paired = name is not None and (name.down or path.with_name(name.side(True).format()).exists())
+    return "sglang" if paired or (name is not None and name.block_shape) else "vllm"
 
 
-def _of_name(path: Path, name: TableName) -> Iterator[Fault]:
-    if not name.device_name:
-        fix = "Write the name torch reports, with _ for blanks."
-        yield Fault("empty_device", "device_name", "the name carries no device, so no lookup can find it.", fix)
-    folder = path.absolute().parent.name
-    if folder.startswith("triton_") and not re.fullmatch(r"triton_\d+_\d+_\d+", folder):
-        fix = "Name the folder after the release, like triton_3_6_0."
-        yield Fault("odd_folder", "folder", f"SGLang fails on the folder name {folder!r}.", fix)
-
-
-def _of_order(document: Document) -> Iterator[Fault]:
-    for before, after in zip(document.order, document.order[1:], strict=False):
-        if after < before:
-            message = f"M={after} follows M={before}; engines break ties by the order in the file."
-            yield Fault("unsorted_keys", str(after), message, "Sort the keys by their number.")
-            return
-
-
-def _of_memory(document: Document, name: TableName, device: Device) -> Iterator[Fault]:
-    sizes = _BYTES.get(name.dtype)
-    if sizes is None or device.shared_bytes <= 0:
-        return
-    for m, tile in document.tiles.items():
-        # Engines clamp BLOCK_SIZE_K to the quantization block before the launch.
-        block_k = min(tile.block_k, *name.block_shape) if name.block_shape else tile.block_k
-        need = _least(Tile(tile.block_m, tile.block_n, block_k, 1, tile.warps, tile.stages), device, *sizes)
-        if need > device.shared_bytes:
-            message = (
-                f"{tile.short()} needs {need:,} bytes of shared memory; {device.name} has {device.shared_bytes:,}."
-            )
-            yield Fault("shared_memory", str(m), message, f"Lower num_stages or a block size. {_RETUNE}")
-
-
-def _least(tile: Tile, device: Device, a_bytes: float, b_bytes: float) -> int:
-    predicted, exact = predicted_shared(tile, device.capability, a_bytes, b_bytes)
-    return predicted if exact else lower_bound(tile, device.capability, a_bytes, b_bytes)
-
-
-def _of_pair(up: Document, down: Document) -> Iterator[Fault]:
-    if up.faults or down.faults:
-        return  # reported where they are
-    odd = sorted(up.tiles.keys() ^ down.tiles.keys())
-    if odd:
-        message = f"only one of up and down has M={', '.join(map(str, odd[:8]))}{', ...' if len(odd) > 8 else ''}."
-        yield Fault("pair_keys", str(odd[0]), message, _RETUNE)
-    for m in sorted(up.tiles.keys() & down.tiles.keys()):
-        left, right = up.tiles[m].block_m, down.tiles[m].block_m
-        if left != right:
-            message = f"BLOCK_SIZE_M is {left} for up and {right} for down; both GEMMs share one token order."
-            yield Fault("pair_block_m", str(m), message, f"Write {left} for both, or better: tune the shape again.")
-
-
-def _against_sidecar(document: Document, side_path: Path, name: TableName | None) -> Iterator[Fault]:
+def _against_sidecar(path: Path, side_path: Path, name: TableName | None) -> Iterator[Fault]:
     try:
         meta = sidecars.load(side_path)
     except ConfigFileError as error:
         yield _of(error, "bad_sidecar")
         return
+    document = read(path)
     named = name or TableName.parse(document.path.name)
     down = document if named.down else None
     up = read(document.path.with_name(named.side(False).format())) if named.down else document

@@ -169,7 +169,7 @@ def _judge(path: Path, data: bytes, raw: Any, doubles: list[str]) -> Document:
                 faults.append(Fault(_code(error), error.where, error.problem, error.fix))
     if not tiles and not faults:
         faults.append(Fault("no_entries", "", "the table has no token counts.", "Tune the shape again."))
-    return Document(path, tiles, tuple(_capped(faults)), tuple(tiles), tuple(notes), data)
+    return Document(path, tiles, tuple(capped(faults)), tuple(tiles), tuple(notes), data)
 
 
 def _sha256(data: bytes) -> str:
@@ -192,10 +192,11 @@ def _code(error: ConfigFileError) -> str:
     return "bad_value" if "." in error.where else "not_a_tile"
 
 
-def _capped(faults: list[Fault]) -> Iterable[Fault]:
+def capped(faults: list[Fault]) -> Iterable[Fault]:
+    """The first faults, and one that counts the rest."""
     if len(faults) <= _MAX_FAULTS:
         return faults
-    rest = Fault("more_faults", "", f"{len(faults) - _MAX_FAULTS} more faults of this kind are not listed.", _AGAIN)
+    rest = Fault("more_faults", "", f"{len(faults) - _MAX_FAULTS} more faults are not listed.", _AGAIN)
     return [*faults[:_MAX_FAULTS], rest]
 
 

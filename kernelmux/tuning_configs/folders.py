@@ -47,6 +47,12 @@ def folder_name(triton_version: str) -> str:
     return "triton_" + "_".join(map(str, version))
 
 
+def version_folder(name: str) -> Version | None:
+    """(3, 6, 0) of a folder name "triton_3_6_0"; None for another name."""
+    match = _DIRECTORY.match(name)
+    return (int(match[1]), int(match[2]), int(match[3] or 0)) if match else None
+
+
 def version_folders(root: Path) -> list[VersionFolder]:
     """Every version folder below ``root``, measured, predicted and imported, oldest first; none where there is no such folder.
 
@@ -60,9 +66,9 @@ def version_folders(root: Path) -> list[VersionFolder]:
         except OSError:
             continue
         for name in names:
-            match = _DIRECTORY.match(name)
-            if match:
-                found.append(VersionFolder(base / name, (int(match[1]), int(match[2]), int(match[3] or 0))))
+            version = version_folder(name)
+            if version:
+                found.append(VersionFolder(base / name, version))
     return sorted(found, key=lambda folder: (folder.version, str(folder.path)))
 
 

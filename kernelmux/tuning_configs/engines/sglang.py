@@ -57,6 +57,9 @@ def unreachable(name: TableName) -> tuple[str, str, str] | None:
         return "unreachable", "K, topk and activation in the name are kernelmux's own.", "Export it: `configs export`."
     if name.block_shape and not name.blank:
         return "unreachable", "SGLang writes block_shape with a blank.", "Rename it: block_shape=[n, k]."
+    if name.block_shape and name.dtype is None:
+        why = "a layer without a quantized dtype has no block_shape, so SGLang never asks for this name."
+        return "unreachable", why, "Add its dtype to the name (fp8_w8a8?), if that name is free."
     if name.dtype is not None and name.dtype not in DTYPES:
         known = ", ".join(DTYPES)
         return "dead_dtype", f"SGLang never asks for dtype={name.dtype}; it knows {known} and none.", "Remove it."
@@ -95,7 +98,11 @@ def lookup(question: Question, m: int, config_dir: Path, triton_version: str) ->
 
 
 def _said(found: _Found) -> str:
-    return "this Triton's folder" if found.exact else f"not in this Triton's folder; the newest that has it, {found.version}"
+    return (
+        "this Triton's folder"
+        if found.exact
+        else f"not in this Triton's folder; the newest that has it, {found.version}"
+    )
 
 
 def _without_tma(entry: Entry) -> dict[str, Any]:

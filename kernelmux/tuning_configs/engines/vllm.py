@@ -48,6 +48,9 @@ def unreachable(name: TableName) -> tuple[str, str, str] | None:
         return "unreachable", "vLLM's names carry no per_channel_quant.", "Rename it without that part."
     if name.block_shape and name.blank:
         return "unreachable", "vLLM writes block_shape without a blank.", "Rename it: block_shape=[n,k]."
+    if name.block_shape and name.dtype is None:
+        why = "a layer without a quantized dtype has no block_shape, so vLLM never asks for this name."
+        return "unreachable", why, "Add its dtype to the name (fp8_w8a8?), if that name is free."
     if name.dtype is not None and name.dtype not in DTYPES:
         known = ", ".join(DTYPES)
         return "dead_dtype", f"vLLM never asks for dtype={name.dtype}; it knows {known} and none.", "Remove it."
