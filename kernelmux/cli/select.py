@@ -56,7 +56,7 @@ def select(
         activation=activation,
         backend=backend,
         policy=policy,
-        packages=Packages.assume_all() if assume_packages == "all" else None,
+        packages=Packages.assume_all(Packages.installed()) if assume_packages == "all" else None,
     )
     if device is None and selection.device.name == "cpu":
         note("No --device was given and no GPU answers on this machine: decided for the CPU.")

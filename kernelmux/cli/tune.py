@@ -243,7 +243,7 @@ def _selection(result: TuneResult, folder: Path, *, is_default: bool) -> dict[st
     try:
         if not is_default:
             os.environ[CONFIG_VARIABLE] = str(folder)
-        for packages in (None, Packages.assume_all()):
+        for packages in (None, Packages.assume_all(Packages.installed())):
             try:
                 chosen = select_backend(
                     "fused_moe", device=result.device, dtype=result.shape.dtype, shape=shape,

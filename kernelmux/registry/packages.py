@@ -32,9 +32,12 @@ class Packages(Mapping[str, str]):
         return _installed
 
     @classmethod
-    def assume_all(cls) -> Packages:
-        """As if every optional package were installed, in a version that suits."""
-        return cls(everything=True)
+    def assume_all(cls, known: Packages | None = None) -> Packages:
+        """As if every optional package were installed: those of ``known`` as they are, the others in a fitting version.
+
+        Keeping what is known matters: tuned tables are looked up by Triton's version.
+        """
+        return cls(known._versions if known is not None else None, everything=True)
 
     @property
     def everything(self) -> bool:

@@ -150,3 +150,11 @@ def test_a_faulty_announcement_is_left_out_and_named(folder: Path) -> None:
     assert "No module named 'no_such_plug'" in text
     assert registry.kernel("plug.bad") is None
     assert registry.kernels("fused_moe")
+
+
+def test_assuming_all_keeps_the_version_of_what_is_known() -> None:
+    assumed = Packages.assume_all(Packages({"triton": "3.6.0"}))
+    assert assumed["triton"] == "3.6.0"
+    assert assumed.has("flashinfer-python", ">=0.6")
+    assert not assumed.has("triton", ">=4")
+    assert assumed != Packages.assume_all()
