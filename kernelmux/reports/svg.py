@@ -86,7 +86,9 @@ def doubling_axis(label: str, values: Sequence[float], pad: float = 1.0) -> Axis
 def linear_axis(label: str, values: Sequence[float], form: Callable[[float], str]) -> Axis:
     """Round steps around ``values`` and zero."""
     low, high = min(0.0, *values), max(0.0, *values)
-    span = (high - low) or 1.0
+    if high - low < 1e-6:
+        high = low + 0.01
+    span = high - low
     unit = 10.0 ** math.floor(math.log10(span / 4))
     step = next(unit * f for f in (1, 2, 5, 10) if span / (unit * f) <= 6)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
