@@ -10,16 +10,13 @@ once, keep what ``Selection.prepare`` gives, and call the Selection.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .errors import MissingPackage, UnknownOp
 from .policies.select import select_backend
 from .registry import Op
 from .registry.discovery import registry
 from .registry.lazy import load
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _NAMESPACE = "kernelmux"
 _libraries: list[Any] = []  # torch drops a registration with its Library object
@@ -58,24 +55,27 @@ def _register(op: Op) -> Callable[..., Any]:
     return result
 
 
-def _implementation(op: Op, names: tuple[str, ...], defaults: dict[str, Any]) -> Callable[..., Tensor]:
+def _implementation(op: Op, names: tuple[str, ...], defaults: dict[str, Any]) -> Callable[..., Any]:
     """Select by what the arguments are, then run. torch leaves out trailing arguments that equal their default."""
     shape_of = load(op.problem)
     check = load(op.check) if op.check else None
-    first, weight_names = names[0], op.weights
+    scheme_of = load(op.scheme_of) if op.scheme_of else None
+    first = names[0]
+    optional = tuple(name for name in op.optional_weights if name in names)
 
-    def run(*args: Any, **keywords: Any) -> Tensor:
+    def run(*args: Any, **keywords: Any) -> Any:
         given = {**defaults, **dict(zip(names, args, strict=False)), **keywords}
         if check is not None:
             check(**given)
+        quant = scheme_of(**given) if scheme_of is not None else None
         x = given.pop(first)
-        tensors = {name: given.pop(name) for name in weight_names}
-        weights = tuple(tensors.values())
+        tensors = {name: given.pop(name) for name in op.weights}
+        weights = tuple(tensors.values()) if len(tensors) > 1 else next(iter(tensors.values()), None)
+        tensors.update((name, given.pop(name)) for name in optional)
         selection = select_backend(
-            op.name, device=x.device, dtype=x.dtype, shape=shape_of(x, weights, **given),
+            op.name, device=x.device, quant=quant, dtype=x.dtype, shape=shape_of(x, weights, **given),
             activation=given.get("activation"),
         )  # fmt: skip
-        result: Tensor = selection(x, selection.prepare(**tensors) if tensors else None, **given)
-        return result
+        return selection(x, selection.prepare(**tensors) if tensors else None, **given)
 
     return run

@@ -28,8 +28,20 @@ OP = Op(
     problem="kernelmux.contracts.fused_moe:problem_of_call",
     axes=("M", "E", "N", "K", "topk"),
     token_axis="M",
-    # Schemes whose fused kernels are still to come are part of the contract when their weights' layout is.
-    schemes=frozenset({"none"}),
+    schemes=frozenset(
+        {
+            "none",
+            "fp8_tensor",
+            "fp8_channel",
+            "fp8_block",
+            "int8_w8a8",
+            "int8_w8a16",
+            "int4_w4a16",
+            "nvfp4",
+            "nvfp4_w4a16",
+            "mxfp4",
+        }
+    ),  # fmt: skip
     dtypes=("bfloat16", "float16", "float32"),
     activations=ACTIVATIONS,
     tolerance={
@@ -39,6 +51,18 @@ OP = Op(
     },
     work="kernelmux.contracts.fused_moe:work",
     weights=("w1", "w2"),
+    # Named as in moe_quant_math.reference_quantized; a1 and a2 are the inputs of the up and the down projection. A
+    # global scale (nvfp4) and an input scale are the factors that dequantize; zeros are the zero points of int4.
+    optional_weights=(
+        "w1_scale",
+        "w2_scale",
+        "w1_global_scale",
+        "w2_global_scale",
+        "w1_zeros",
+        "w2_zeros",
+        "a1_scale",
+        "a2_scale",
+    ),
     check="kernelmux.contracts.fused_moe_math:check_arguments",
     check_values="kernelmux.contracts.fused_moe_math:check_values",
 )

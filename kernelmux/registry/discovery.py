@@ -23,6 +23,11 @@ GROUP = "kernelmux.kernels"
 # Modules with OP (or OPS) and KERNELS. They import types and facts, never what runs.
 BUILTIN = (
     "kernelmux.contracts.fused_moe",
+    "kernelmux.contracts.norms",
+    "kernelmux.contracts.activations",
+    "kernelmux.contracts.router",
+    "kernelmux.contracts.gemm_fp8",
+    "kernelmux.contracts.nvfp4",
     "kernelmux.backends.torch.declare",
     "kernelmux.backends.triton.declare",
 )

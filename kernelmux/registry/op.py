@@ -30,7 +30,9 @@ class Op:
     ``schema`` is the torch schema. ``reference`` computes in fp32, ``meta`` gives shapes without data, ``examples``
     makes inputs, ``problem(x, weights, **op_args)`` reads the shape of a call (at least the token axis), ``work``
     maps a Problem to Work. ``token_axis`` is the axis that varies from call to call (None: there is none).
-    ``weights`` names the tensors of the schema that a kernel's ``prepare`` takes. ``check(**arguments)`` raises
+    ``weights`` names the tensors that a kernel's ``prepare`` takes, ``optional_weights`` those it takes where the
+    checkpoint has them. ``scheme_of(**arguments)`` names the quantization that the tensors of a call have (None: the
+    op has none). ``check(**arguments)`` raises
     BadShape for shapes and dtypes that do not fit; ``check_values(x, weights, **op_args)`` looks at values too, and so
     waits for the device: it runs in checked mode only (``KERNELMUX_CHECKED=1``).
     """
@@ -50,5 +52,7 @@ class Op:
     tolerance: Mapping[str, Tolerance] = field(default_factory=dict)
     work: str | None = None
     weights: tuple[str, ...] = ()
+    optional_weights: tuple[str, ...] = ()
+    scheme_of: str | None = None
     check: str | None = None
     check_values: str | None = None

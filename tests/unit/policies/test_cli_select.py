@@ -68,7 +68,7 @@ def test_select_without_a_device_or_a_gpu_says_that_it_took_the_cpu(
         (["fused_moe", "--device", "cpu", "--activation", "swish"], 2, "unknown activation 'swish'"),
         (["fused_moe", "--device", "cpu", "--backend", "tritn"], 2, "Did you mean triton"),
         (["fused_moe", "--device", "cpu", "--backend", "triton"], 1, "What would work: torch"),
-        (["fused_moe", "--device", "h100-sxm", "--quant", "mxfp4"], 1, "not defined for quant mxfp4"),
+        (["rms_norm", "--device", "h100-sxm", "--quant", "mxfp4"], 1, "not defined for quant mxfp4"),
         (["fused_moe", "--device", "cpu", "--policy", "/no/such.yaml"], 1, "/no/such.yaml"),
     ],
 )

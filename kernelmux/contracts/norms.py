@@ -1,0 +1,120 @@
+"""rms_norm, fused_add_rms_norm, gated_rms_norm: rows divided by their root mean square.
+
+Two roundings are allowed, and every kernel declares which one it does:
+
+- ``cast_before_mul``: the normalised row is rounded to x's dtype, multiplied by the weight and rounded again, as
+  Hugging Face's modelling code does;
+- ``fp32_mul``: the product with the weight is formed in fp32 and rounded once.
+
+fused_add_rms_norm returns the sum rounded to x's dtype as the new residual. ``residual_rounded`` normalises that
+(Hugging Face), ``residual_fp32`` the sum before it was rounded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..registry import Op, Tolerance, Work
+from .sizes import ELEMENT_BYTES, rows_of, upper_sizes
+
+if TYPE_CHECKING:
+    from ..registry import Problem
+
+ROUNDINGS = ("cast_before_mul", "fp32_mul")
+RESIDUAL_ROUNDINGS = ("residual_rounded", "residual_fp32")
+
+_WHY = (
+    "one row against fp32, relative L2: at most three roundings (the residual, the normalised row, the product), "
+    "half a unit in the last place each: "
+)
+TOLERANCE = {
+    "bfloat16": Tolerance(rtol=6e-3, atol=0.0, why=f"{_WHY}8 significant bits, 2**-9 a rounding"),
+    "float16": Tolerance(rtol=8e-4, atol=0.0, why=f"{_WHY}11 significant bits, 2**-12 a rounding"),
+    "float32": Tolerance(rtol=1e-5, atol=0.0, why="fp32 throughout; only the order of summation differs"),
+}
+DTYPES = ("bfloat16", "float16", "float32")
+_MATH = "kernelmux.contracts.norms_math"
+_HERE = "kernelmux.contracts.norms"
+
+RMS_NORM = Op(
+    name="rms_norm",
+    summary="x / sqrt(mean(x^2) + eps) * weight, over the last dimension",
+    schema="rms_norm(Tensor x, Tensor weight, float eps=1e-06) -> Tensor",
+    reference=f"{_MATH}:rms_norm_reference",
+    meta=f"{_MATH}:rms_norm_meta",
+    examples=f"{_MATH}:rms_norm_examples",
+    problem=f"{_HERE}:problem_of_call",
+    axes=("M", "H"),
+    token_axis="M",
+    schemes=frozenset({"none"}),
+    dtypes=DTYPES,
+    tolerance=TOLERANCE,
+    work=f"{_HERE}:rms_norm_work",
+    weights=("weight",),
+    check=f"{_MATH}:check_rms_norm",
+)
+
+FUSED_ADD_RMS_NORM = Op(
+    name="fused_add_rms_norm",
+    summary="rms_norm of x + residual; returns it and the sum, which is the new residual",
+    schema="fused_add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps=1e-06) -> (Tensor, Tensor)",
+    reference=f"{_MATH}:fused_add_rms_norm_reference",
+    meta=f"{_MATH}:fused_add_rms_norm_meta",
+    examples=f"{_MATH}:fused_add_rms_norm_examples",
+    problem=f"{_HERE}:problem_of_call",
+    axes=("M", "H"),
+    token_axis="M",
+    schemes=frozenset({"none"}),
+    dtypes=DTYPES,
+    tolerance=TOLERANCE,
+    work=f"{_HERE}:fused_add_rms_norm_work",
+    weights=("weight",),
+    check=f"{_MATH}:check_fused_add_rms_norm",
+)
+
+GATED_RMS_NORM = Op(
+    name="gated_rms_norm",
+    summary="Mamba2's output norm: rms_norm of x * silu(z), over each of n_groups equal parts of the last dimension",
+    schema="gated_rms_norm(Tensor x, Tensor z, Tensor weight, float eps=1e-06, int n_groups=1) -> Tensor",
+    reference=f"{_MATH}:gated_rms_norm_reference",
+    meta=f"{_MATH}:gated_rms_norm_meta",
+    examples=f"{_MATH}:gated_rms_norm_examples",
+    problem=f"{_HERE}:problem_of_call",
+    axes=("M", "H"),
+    token_axis="M",
+    schemes=frozenset({"none"}),
+    dtypes=DTYPES,
+    tolerance=TOLERANCE,
+    work=f"{_HERE}:gated_rms_norm_work",
+    weights=("weight",),
+    check=f"{_MATH}:check_gated_rms_norm",
+)
+
+OPS = (RMS_NORM, FUSED_ADD_RMS_NORM, GATED_RMS_NORM)
+
+
+def problem_of_call(x: Any, weights: Any = None, **_: Any) -> dict[str, int]:
+    """The shape of one call: x [..., H], M rows of it."""
+    return {"M": rows_of(x), "H": x.shape[-1]}
+
+
+def rms_norm_work(problem: Problem) -> Work:
+    """x read, the output written, the weight read once; square, add, scale, weigh."""
+    return _work(problem, tensors=2, flops=4)
+
+
+def fused_add_rms_norm_work(problem: Problem) -> Work:
+    """x and the residual read, both outputs written, the weight read once."""
+    return _work(problem, tensors=4, flops=5)
+
+
+def gated_rms_norm_work(problem: Problem) -> Work:
+    """x and z read, the output written, the weight read once; a sigmoid counts as four operations."""
+    return _work(problem, tensors=3, flops=10)
+
+
+def _work(problem: Problem, *, tensors: int, flops: int) -> Work:
+    size = upper_sizes(problem)
+    rows, hidden = size["M"], size["H"]
+    element = ELEMENT_BYTES[problem.dtype or "bfloat16"]
+    return Work(flops=float(flops * rows * hidden), bytes=float(element * (tensors * rows + 1) * hidden))
