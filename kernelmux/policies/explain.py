@@ -21,7 +21,7 @@ def explain(selection: Selection) -> str:
         f"   {selection.source}" + (f" (rule {selection.rule})" if selection.rule else "") + f": {selection.why}",
         f"   evidence on this GPU: {selection.evidence}",
     ]
-    if selection.policy_rule is not None:
+    if selection.policy_rule is not None and selection.policy_rule.evidence:
         lines.append(f"   see {selection.policy_rule.evidence}")
     if selection.configs is not None:
         path = f" ({selection.config_path})" if selection.config_path else ""

@@ -1,7 +1,8 @@
 """The choice: a pure function of a device, its packages, a problem, the policy and what was measured.
 
-Order: an explicit choice, which is honoured or raises; the fastest valid measurement; the first matching policy
-rule; the portable fallback. Nothing is read, imported or looked up here that was not passed in.
+Order: what a rule forbids is no candidate; an explicit choice, which is honoured or raises; a rule that pins, which is
+too; the fastest valid measurement; the first matching rule with a preference that can run; the portable fallback.
+Nothing is read, imported or looked up here that was not passed in.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kernelmux.errors import NoKernel, UsageError
 from kernelmux.policies.policy import Policy
-from kernelmux.policies.selection import Outranked, Refused, Selection
+from kernelmux.policies.selection import Outranked, Refused, Selection, scheme_run
 from kernelmux.registry.decision import Conditional, Decision, Rejected
 from kernelmux.registry.kernel import BACKENDS, Kernel
 from kernelmux.registry.measurement import Measurement
@@ -67,6 +68,7 @@ def resolve(
     contract = registry.op(op)
     problem, conditions = complete(contract, device, problem, demands)
     judged = [(kernel, kernel.judge(contract, device, packages, problem)) for kernel in registry.kernels(op)]
+    judged = _forbidden(contract, device, packages, problem, policy, judged)
     accepted = {kernel: decision for kernel, decision in judged if not isinstance(decision, Rejected)}
     rejected = tuple(Refused(k.backend, k.name, d) for k, d in judged if isinstance(d, Rejected))
     explicit = Explicit(override) if isinstance(override, str) else override
@@ -75,7 +77,8 @@ def resolve(
     if explicit is not None:
         choice = _explicit(explicit, contract, registry, problem, device, accepted, rejected)
     else:
-        choice = _measured(contract, device, packages, problem, measurements, accepted, notes)
+        choice = _pinned(contract, registry, device, packages, problem, policy, accepted, rejected)
+        choice = choice or _measured(contract, device, packages, problem, measurements, accepted, notes)
         choice = choice or _by_policy(contract, device, packages, problem, policy, accepted, notes)
         choice = choice or _fallback(accepted, notes)
     if choice is None:
@@ -84,6 +87,12 @@ def resolve(
     config = configs(chosen, device, packages, problem) if configs is not None and chosen.configs else None
     notes += getattr(config, "notes", ())
     notes += _other_version(chosen, config, source_of)
+    scheme = scheme_run(chosen, problem)
+    if scheme is not problem.scheme:
+        notes.append(
+            f"weight-only: {chosen.backend} does not quantize x, so the numerics are those of {scheme}, not of "
+            f"{problem.scheme}"
+        )
     return Selection(
         op=contract,
         device=device,
@@ -232,6 +241,45 @@ def _measured(
     return _Choice(by_name[best.kernel], "measured", why, f"measurement: {why}")
 
 
+def _forbidden(
+    op: Op,
+    device: Device,
+    packages: Packages,
+    problem: Problem,
+    policy: Policy,
+    judged: list[tuple[Kernel, Decision]],
+) -> list[tuple[Kernel, Decision]]:
+    """The judgements, with a rejection where a rule forbids a kernel that could run."""
+    for rule, _ in policy.walk(op, device, packages, problem, "forbid"):
+        if rule is None:
+            continue
+        told = f" in {rule.origin[0]}" if rule.origin else ""
+        no = Rejected("forbidden", f"rule {rule.id}{told} forbids it: {rule.why}", "change that rule")
+        judged = [
+            (k, no if not isinstance(d, Rejected) and (k.backend in rule.forbid or k.name in rule.forbid) else d)
+            for k, d in judged
+        ]
+    return judged
+
+
+def _pinned(
+    op: Op,
+    registry: Registry,
+    device: Device,
+    packages: Packages,
+    problem: Problem,
+    policy: Policy,
+    accepted: Mapping[Kernel, Decision],
+    rejected: tuple[Refused, ...],
+) -> _Choice | None:
+    for rule, _ in policy.walk(op, device, packages, problem, "pin"):
+        if rule is not None and rule.pin:
+            means = Explicit(rule.pin, f"rule {rule.id}, which pins it")
+            found = _explicit(means, op, registry, problem, device, accepted, rejected)
+            return _Choice(found.kernel, "policy", rule.why, rule.id, rule)
+    return None
+
+
 def _by_policy(
     op: Op,
     device: Device,
@@ -241,15 +289,15 @@ def _by_policy(
     accepted: Mapping[Kernel, Decision],
     notes: list[str],
 ) -> _Choice | None:
-    rule, passed_over = policy.first(op, device, packages, problem)
-    notes += passed_over
-    if rule is None:
-        return None
-    for words in rule.prefer:
-        found = _named(words, accepted)
-        if found:
-            return _Choice(found[0], "policy", rule.why, rule.id, rule)
-    notes.append(f"rule {rule.id} applies, but none of what it prefers can run: {', '.join(rule.prefer)}")
+    for rule, note in policy.walk(op, device, packages, problem):
+        if rule is None:
+            notes.append(note)
+            continue
+        for words in rule.prefer:
+            found = _named(words, accepted)
+            if found:
+                return _Choice(found[0], "policy", rule.why, rule.id, rule)
+        notes.append(f"rule {rule.id} applies, but none of what it prefers can run: {', '.join(rule.prefer)}")
     return None
 
 

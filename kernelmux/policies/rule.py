@@ -1,9 +1,10 @@
-"""One policy rule: when it applies, what it prefers, why, and how it is read from data."""
+"""One policy rule: when it applies, what it prefers, forbids or pins, why, and how it is read from data."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.device import Capability, Device, capabilities
@@ -16,11 +17,13 @@ if TYPE_CHECKING:
     from kernelmux.registry.op import Op
 
 VENDORS = ("nvidia", "amd", "cpu")
-WHEN_KEYS = ("op", "scheme", "capability", "vendor", "tokens", "dtype", "activation")
-RULE_KEYS = ("id", "when", "prefer", "why", "evidence", "holds_for")
+WHEN_KEYS = ("op", "scheme", "capability", "vendor", "tokens", "dtype", "activation", "demands", "shape")
+VERBS = ("prefer", "forbid", "pin")
+POSITIONS = ("before", "after")
+RULE_KEYS = ("id", "when", *VERBS, "why", "evidence", "holds_for", *POSITIONS)
 OWN_MEASUREMENT = "own measurement: "
 _NO_LIMIT = 1 << 62
-_TOKENS = re.compile(r"(?P<sign><=|>=|<|>|=)?\s*(?P<number>\d+)|(?P<low>\d+)\s*\.\.\s*(?P<high>\d+)")
+_RANGE = re.compile(r"(?P<sign><=|>=|<|>|=)?\s*(?P<number>\d+)|(?P<low>\d+)\s*\.\.\s*(?P<high>\d+)")
 _ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
@@ -33,36 +36,69 @@ class BadRule(KernelmuxError):
 
 
 class Rule(Value):
-    """Preferences over backends under a condition. None in a condition means "any".
+    """What is preferred, forbidden or pinned under a condition. None in a condition means "any".
 
-    ``tokens`` is the lowest and highest token count, both included. ``prefer`` holds backends or kernel names, best
-    first. ``holds_for`` gives the package versions for which the evidence was found.
+    - ``prefer``: backends or kernel names, best first; the first that can run is taken
+    - ``forbid``: backends or kernel names that are no candidates, whoever would choose them
+    - ``pin``: one backend or kernel that is taken or, where it cannot run, an error
+
+    ``tokens`` is the lowest and highest token count, both included; ``shape`` the same for other axes. ``demands`` are
+    promises on numerics that the problem must ask for. ``holds_for`` gives the package versions for which the evidence
+    was found. ``position`` is ("before" | "after", id of a rule) in a policy laid over another; ``origin`` the file
+    it stands in and its place there, for messages.
     """
 
     id: str
     op: str
-    prefer: tuple[str, ...]
     why: str
-    evidence: str
+    prefer: tuple[str, ...] = ()
+    forbid: tuple[str, ...] = ()
+    pin: str | None = None
+    evidence: str = ""
     schemes: frozenset[str] | None = None
     capabilities: frozenset[Capability] | None = None
     vendors: frozenset[str] | None = None
     tokens: tuple[int, int] | None = None
     dtypes: frozenset[str] | None = None
     activations: frozenset[str] | None = None
+    demands: frozenset[str] = frozenset()
+    shape: tuple[tuple[str, int, int], ...] = ()
     holds_for: tuple[tuple[str, str], ...] = ()
+    position: tuple[str, str] | None = None
+    origin: tuple[Path, int] | None = None
 
-    def matches(self, op: Op, device: Device, packages: Packages, problem: Problem) -> tuple[bool, str]:
-        """Whether the rule applies; and, where it would but for something worth saying, a note."""
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The backends and kernels it speaks of."""
+        return self.prefer or self.forbid or ((self.pin,) if self.pin else ())
+
+    def matches(
+        self, op: Op, device: Device, packages: Packages, problem: Problem, *, partly: bool = False
+    ) -> tuple[bool, str]:
+        """Whether the rule applies; and, where it would but for something worth saying, a note.
+
+        ``partly``: also where it covers only some of the problem's token counts.
+        """
         if not self._facts_match(device, problem):
             return False, ""
+        if self.activations is not None and problem.activation not in self.activations:
+            if problem.activation is None:
+                return False, f"the activation was not given, so rule {self.id} on it was passed over"
+            return False, ""
+        for axis, low, high in self.shape:
+            size = problem.shape.get(axis)
+            if size is None:
+                return False, f"{axis} was not given, so rule {self.id} on it was passed over"
+            if not isinstance(size, int) or not low <= size <= high:
+                return False, ""
         if self.tokens is not None:
             given = problem.tokens(op.token_axis)
             if given is None:
                 return False, f"{op.token_axis} was not given, so rule {self.id} on the token count was passed over"
             if not self.tokens[0] <= given[0] <= given[1] <= self.tokens[1]:
                 overlap = given[0] <= self.tokens[1] and self.tokens[0] <= given[1]
-                return False, f"rule {self.id} covers only a part of the token range" if overlap else ""
+                if not (partly and overlap):
+                    return False, f"rule {self.id} covers only a part of the token range" if overlap else ""
         for package, spec in self.holds_for:
             if package in packages and not packages.has(package, spec):
                 version = packages[package]
@@ -75,7 +111,7 @@ class Rule(Value):
             and (self.capabilities is None or device.capability in self.capabilities)
             and (self.vendors is None or device.vendor in self.vendors)
             and (self.dtypes is None or problem.dtype in self.dtypes)
-            and (self.activations is None or problem.activation in self.activations)
+            and self.demands <= problem.demands
         )
 
     def covers(self, other: Rule) -> bool:
@@ -89,45 +125,77 @@ class Rule(Value):
         )
         if self.op != other.op or any(mine is not None and not (theirs and theirs <= mine) for mine, theirs in sets):
             return False
-        if self.holds_for and set(self.holds_for) - set(other.holds_for):
+        if set(self.holds_for) - set(other.holds_for) or self.demands - other.demands:
             return False
-        if self.tokens is None:
-            return True
-        return other.tokens is not None and self.tokens[0] <= other.tokens[0] and other.tokens[1] <= self.tokens[1]
+        theirs_by_axis = {axis: (low, high) for axis, low, high in other.shape}
+        ranges = [(self.tokens, other.tokens), *(((low, high), theirs_by_axis.get(a)) for a, low, high in self.shape)]
+        return all(
+            mine is None or (theirs is not None and mine[0] <= theirs[0] and theirs[1] <= mine[1])
+            for mine, theirs in ranges
+        )
 
 
-def read_rule(data: object) -> Rule:
+def read_rule(data: object, *, own: bool = False) -> Rule:
     """A Rule from plain data. Raises BadRule naming the key, what stands there and what was expected.
 
-    Checked by hand and not by a schema library: importing one costs 20 ms of the 50 ms a first selection may take.
+    ``own``: a rule of a user's policy, which may stand before or after another and need not give evidence. Checked by
+    hand and not by a schema library: importing one costs 20 ms of the 50 ms a first selection may take.
     """
     rule = _mapping(data, "", RULE_KEYS)
-    for key in ("id", "when", "prefer", "why", "evidence"):
+    needed = ("id", "when", "why") if own else ("id", "when", "why", "evidence")
+    for key in needed:
         if not rule.get(key):
-            raise BadRule(key, "is missing.", f"A rule has {', '.join(RULE_KEYS[:5])}, and may have holds_for.")
+            form = f"A rule has {', '.join(needed)} and one of {', '.join(VERBS)}; it may have holds_for."
+            raise BadRule(key, "is missing.", form)
+    verbs = [verb for verb in VERBS if verb in rule]
+    if len(verbs) != 1:
+        problem = f"is given beside {verbs[0]}." if verbs else "is missing."
+        raise BadRule(verbs[-1] if verbs else "prefer", problem, f"A rule has one of {', '.join(VERBS)}.")
     when = _mapping(rule["when"], "when", WHEN_KEYS)
     identity = _text(rule["id"], "id")
     if not _ID.fullmatch(identity):
         raise BadRule("id", f"{identity!r} is not an id.", "Write lower-case words joined by dashes.")
-    evidence = _text(rule["evidence"], "evidence")
-    if not evidence.startswith(("https://", OWN_MEASUREMENT)) or evidence == OWN_MEASUREMENT.strip():
+    evidence = _text(rule["evidence"], "evidence") if "evidence" in rule else ""
+    if evidence and (not evidence.startswith(("https://", OWN_MEASUREMENT)) or evidence == OWN_MEASUREMENT.strip()):
         raise BadRule("evidence", f"{evidence!r} is no evidence.", f"Give an https link, or '{OWN_MEASUREMENT}<file>'.")
     if "op" not in when:
         raise BadRule("when.op", "is missing.", "Every rule is about one op.")
     return Rule(
         id=identity,
         op=_text(when["op"], "when.op"),
-        prefer=tuple(_texts(rule["prefer"], "prefer")),
         why=_text(rule["why"], "why"),
+        prefer=tuple(_texts(rule["prefer"], "prefer")) if "prefer" in rule else (),
+        forbid=tuple(_texts(rule["forbid"], "forbid")) if "forbid" in rule else (),
+        pin=_text(rule["pin"], "pin") if "pin" in rule else None,
         evidence=evidence,
         schemes=_set(when, "scheme"),
         capabilities=_capabilities(when),
         vendors=_vendors(when),
-        tokens=_tokens(when.get("tokens")),
+        tokens=_range(when["tokens"], "when.tokens") if "tokens" in when else None,
         dtypes=_dtypes(when),
         activations=_set(when, "activation"),
+        demands=_set(when, "demands") or frozenset(),
+        shape=_shape(when.get("shape", {})),
         holds_for=_holds_for(rule.get("holds_for", {})),
+        position=_position(rule, own),
     )
+
+
+def _position(rule: Mapping[str, Any], own: bool) -> tuple[str, str] | None:
+    given = [key for key in POSITIONS if key in rule]
+    if not given:
+        return None
+    if not own:
+        raise BadRule(given[0], "has no meaning in a built-in file.", "There the order of the file is the order.")
+    if len(given) == 2:
+        raise BadRule("after", "is given beside before.", "Give one of them.")
+    return given[0], _text(rule[given[0]], given[0])
+
+
+def _shape(value: object) -> tuple[tuple[str, int, int], ...]:
+    if not isinstance(value, Mapping):
+        raise BadRule("when.shape", "must map an axis to a range.", 'As in {E: ">=64", N: "704"}.')
+    return tuple((str(axis), *_range(extent, f"when.shape.{axis}")) for axis, extent in value.items())
 
 
 def _mapping(value: object, where: str, known: Sequence[str]) -> Mapping[str, Any]:
@@ -186,10 +254,8 @@ def _dtypes(when: Mapping[str, Any]) -> frozenset[str] | None:
         raise BadRule("when.dtype", str(error)) from None
 
 
-def _tokens(value: object) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    found = _TOKENS.fullmatch(str(value).strip())
+def _range(value: object, where: str) -> tuple[int, int]:
+    found = _RANGE.fullmatch(str(value).strip())
     low, high = 1, 0
     if found and found["number"]:
         number = int(found["number"])
@@ -203,7 +269,7 @@ def _tokens(value: object) -> tuple[int, int] | None:
     elif found:
         low, high = int(found["low"]), int(found["high"])
     if low > high:
-        raise BadRule("when.tokens", f"{value!r} is no range of token counts.", 'Write ">=256", "<64" or "64..256".')
+        raise BadRule(where, f"{value!r} is no range of whole numbers.", 'Write ">=256", "<64" or "64..256".')
     return low, high
 
 

@@ -27,14 +27,17 @@ from kernelmux.registry.lazy import load
 from kernelmux.registry.measurement import Measurement
 from kernelmux.registry.packages import Packages
 from kernelmux.registry.problem import Problem, dtype_name
+from kernelmux.registry.registry import Registry
 
 ANY_OP_VARIABLE = "KERNELMUX_BACKEND"
+POLICY_VARIABLE = "KERNELMUX_POLICY"
 _LIMIT = 8192  # cached selections: about 10 MB when every token count of a long prefill has been asked for
 
-# A selection, and the environment it holds for: the op's variable and its value, then the values of the other three.
-_cache: dict[tuple[Any, ...], tuple[Selection, Any, Any, Any, Any, Any]] = {}
+# A selection, and the environment it holds for: the op's variable and its value, then the values of the other four.
+_cache: dict[tuple[Any, ...], tuple[Selection, Any, Any, Any, Any, Any, Any]] = {}
 _devices: dict[str, Device] = {}
-_policies: dict[str, Policy] = {}
+_policies: dict[str, Policy] = {}  # by path
+_layered: dict[tuple[Any, ...], Policy] = {}  # op, the caller's policy, that of the environment -> all laid over
 _measurements: dict[tuple[str, str], tuple[Measurement, ...]] = {}
 _configs: dict[tuple[Any, ...], ConfigChoice | None] = {}
 _overrides: ContextVar[tuple[tuple[str, str], ...] | None] = ContextVar("kernelmux_overrides", default=None)
@@ -43,7 +46,9 @@ _context = _overrides.get
 # os.environ encodes its key at every look-up, 1 us a call; its own dictionary of encoded values does not.
 _environment: Mapping[Any, Any] = getattr(os.environ, "_data", os.environ)
 _encode = getattr(os.environ, "encodekey", lambda name: name)
-_ANY_OP_KEY, _CONFIG_KEY, _CACHE_KEY = map(_encode, (ANY_OP_VARIABLE, "KERNELMUX_CONFIG_DIR", "KERNELMUX_CACHE_DIR"))
+_ANY_OP_KEY, _CONFIG_KEY, _CACHE_KEY, _POLICY_KEY = map(
+    _encode, (ANY_OP_VARIABLE, "KERNELMUX_CONFIG_DIR", "KERNELMUX_CACHE_DIR", POLICY_VARIABLE)
+)
 _variable = _environment.get
 _folders: tuple[Any, Any] = (_variable(_CONFIG_KEY), _variable(_CACHE_KEY))
 
@@ -66,7 +71,8 @@ def select_backend(
     ``device``: anything ``resolve_device`` reads; None is the live GPU, or the CPU where there is none. ``quant``:
     None, a scheme name, a Scheme or a model's quantization config. ``shape``: axis -> size, the token axis also as a
     pair (lowest, highest). ``backend``: honoured, or NoKernel. ``demands``: promises on numerics the kernel must
-    make. ``policy``: rules laid over the built-in ones. ``packages``: what to take for installed.
+    make. ``policy``: rules laid over those of the file KERNELMUX_POLICY names, and those over the built-in ones; a path
+    or a Policy. ``packages``: what to take for installed.
 
     Raises UsageError (UnknownOp, UnknownDevice, UnknownScheme, BadShape), NoKernel, and FrozenError after
     ``freeze()`` where the answer would need a file.
@@ -99,6 +105,7 @@ def select_backend(
         and _variable(_ANY_OP_KEY) == hit[3]
         and _variable(_CONFIG_KEY) == hit[4]
         and _variable(_CACHE_KEY) == hit[5]
+        and _variable(_POLICY_KEY) == hit[6]
     ):
         return hit[0]
     return _select(key, op, device, quant, dtype, shape or {}, activation, backend, demands, policy, packages)
@@ -136,7 +143,7 @@ def _select(
         here,
         _packages() if packages is None else packages,
         problem,
-        policy=_policy(op, policy),
+        policy=_policy(registry, op, policy),
         registry=registry,
         override=_explicit(op, backend),
         measurements=_measured(op, here),
@@ -147,7 +154,14 @@ def _select(
         if len(_cache) >= _LIMIT:
             _cache.clear()  # what is asked for again is resolved again, from memory
         variable = _encode(op_variable(op))
-        _cache[key] = (selection, variable, _variable(variable), _variable(_ANY_OP_KEY), *folders)
+        _cache[key] = (
+            selection,
+            variable,
+            _variable(variable),
+            _variable(_ANY_OP_KEY),
+            *folders,
+            _variable(_POLICY_KEY),
+        )
     return selection
 
 
@@ -175,7 +189,7 @@ def _explicit(op: str, backend: str | None) -> Explicit | None:
     return None
 
 
-def _registry() -> Any:
+def _registry() -> Registry:
     if not discovery.is_discovered():
         frozen.guard("look for kernels")
     return discovery.registry()
@@ -204,17 +218,36 @@ def _packages() -> Packages:
     return Packages.installed()
 
 
-def _policy(op: str, own: Policy | str | Path | None) -> Policy:
+def _policy(registry: Registry, op: str, own: Policy | str | Path | None) -> Policy:
+    """The caller's rules over those of the environment over the built-in ones."""
+    theirs = os.environ.get(POLICY_VARIABLE, "").strip()
     base = Policy.builtin(op)
-    if own is None:
+    if own is None and not theirs:
         return base
-    if isinstance(own, Policy):
-        return own.over(base)
-    found = _policies.get(str(own))
+    given = own if isinstance(own, Policy) else None if own is None else str(own)
+    key = (op, given, theirs)
+    found = _layered.get(key)
     if found is None:
-        frozen.guard(f"read the policy {own}")
-        found = _policies[str(own)] = Policy.load(own)
-    return found.over(base)
+        for layer in (theirs or None, given):
+            if layer is not None:
+                base = _checked(layer, registry, op).over(base, op)
+        found = _layered[key] = base
+    return found
+
+
+def _checked(layer: Policy | str, registry: Registry, op: str) -> Policy:
+    """The policy, read if it is a path, its words checked against the registry."""
+    if isinstance(layer, str):
+        policy = _policies.get(layer)
+        if policy is None:
+            frozen.guard(f"read the policy {layer}")
+            policy = _policies[layer] = Policy.load(layer)
+    else:
+        policy = layer
+    from kernelmux.policies.lint import check_words
+
+    check_words(policy, registry, op)
+    return policy
 
 
 def _measured(op: str, device: Device) -> tuple[Measurement, ...]:
@@ -267,6 +300,7 @@ def _forget_choices() -> None:
     _cache.clear()
     _configs.clear()
     _measurements.clear()
+    _layered.clear()
 
 
 epoch.listen(_forget_choices)
@@ -279,6 +313,7 @@ def refresh() -> None:
     discovery.forget()
     _devices.clear()
     _policies.clear()
+    _layered.clear()
     epoch.bump()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.errors import UsageError
@@ -69,6 +70,18 @@ class Refused(Value):
         return [{"backend": self.backend, **reason.to_json()} for reason in self.decision.every()]
 
 
+# A scheme, and what a kernel promises that always leaves the activations alone -> the scheme it runs.
+_WEIGHT_ONLY = {"nvfp4": ("w4a16", "w4a4", "nvfp4_w4a16")}
+
+
+def scheme_run(kernel: Kernel, problem: Problem) -> Scheme:
+    """The scheme whose numerics this kernel has on the problem's weights."""
+    alone, both, name = _WEIGHT_ONLY.get(problem.scheme.name, ("", "", ""))
+    if alone in kernel.numerics.promises and both not in kernel.numerics.promises:
+        return replace(problem.scheme, name=name, activation_bits=16)
+    return problem.scheme
+
+
 class Selection(Value):
     """What runs for one problem on one device, and why. Two selections are equal only if they are one.
 
@@ -107,7 +120,8 @@ class Selection(Value):
 
     @property
     def scheme(self) -> Scheme:
-        return self.problem.scheme
+        """The scheme that runs: the problem's, or its weight-only form where the kernel leaves x unquantized."""
+        return scheme_run(self.declaration, self.problem)
 
     @property
     def rule(self) -> str | None:
