@@ -194,7 +194,8 @@ def _legend(series: Sequence[Series]) -> str:
     parts, at = [], float(LEFT)
     for one in series:
         line = f'<line class="line" x1="{at:.0f}" x2="{at + 24:.0f}" y1="18" y2="18"/>' if one.line else ""
-        mark = _mark(one.look, at + 12, 18, "") if one.marks else ""
+        hollow = all(point.hollow for point in one.points)
+        mark = _mark(one.look, at + 12, 18, "", hollow=hollow) if one.marks else ""
         parts.append(element("g", line + mark, class_=f"series {one.look}"))
         parts.append(f'<text class="legend" x="{at + 30:.0f}" y="22">{text(one.name)}</text>')
         at += 30 + 6.6 * len(one.name) + 18
