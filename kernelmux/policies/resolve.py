@@ -8,6 +8,7 @@ Nothing is read, imported or looked up here that was not passed in.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kernelmux.errors import NoKernel, UsageError
@@ -78,7 +79,7 @@ def resolve(
         choice = _explicit(explicit, contract, registry, problem, device, accepted, rejected)
     else:
         choice = _pinned(contract, registry, device, packages, problem, policy, accepted, rejected)
-        choice = choice or _measured(contract, device, packages, problem, measurements, accepted, notes)
+        choice = choice or _measured(contract, device, packages, problem, measurements, accepted, source_of, notes)
         choice = choice or _by_policy(contract, device, packages, problem, policy, accepted, notes)
         choice = choice or _fallback(accepted, notes)
     if choice is None:
@@ -206,6 +207,7 @@ def _measured(
     problem: Problem,
     measurements: Iterable[Measurement],
     accepted: Mapping[Kernel, Decision],
+    source_of: Callable[[Kernel], str] | None,
     notes: list[str],
 ) -> _Choice | None:
     tokens = problem.tokens(op.token_axis) or ((0, 0) if op.token_axis is None else None)
@@ -214,9 +216,11 @@ def _measured(
     by_name = {kernel.name: kernel for kernel in accepted}
     newest: dict[str, Measurement] = {}
 
-    def version(package: str) -> str | None:
+    def version(package: str, kernel: Kernel) -> str | None:
         if package == "driver":
             return device.driver or ""  # of a described device nobody knows it
+        if package == "source":
+            return source_of(kernel) if source_of and kernel.source else ""
         return "" if packages.get(package) == ASSUMED else packages.get(package)
 
     for found in measurements:
@@ -227,7 +231,7 @@ def _measured(
             return None
         if not (found.m_lo <= tokens[0] and tokens[1] <= found.m_hi) or found.kernel not in by_name:
             continue
-        stale = found.stale(version)
+        stale = found.stale(partial(version, kernel=by_name[found.kernel]))
         if stale:
             notes.append(f"a measurement of {found.kernel} is out of date: {stale}")
         elif found.kernel not in newest or newest[found.kernel].when < found.when:

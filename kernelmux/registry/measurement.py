@@ -12,8 +12,8 @@ class Measurement(Value):
     """One kernel's time over token counts ``m_lo..m_hi`` (both included), median microseconds of one call.
 
     ``device`` is the Device's ``table_name``. ``shape`` lists (axis, size) without the token axis, sorted by axis.
-    ``versions`` are of the packages that decide speed (``triton``, ``torch``, ...) as they were installed then, and of
-    the ``driver``.
+    ``versions`` are of the packages that decide speed (``triton``, ``torch``, ...) as they were installed then, of the
+    ``driver``, and of the kernel's own code (``source``, what ``Kernel.source`` answered).
     ``when`` is an ISO 8601 time in UTC.
     """
 

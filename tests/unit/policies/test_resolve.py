@@ -141,6 +141,15 @@ def test_a_driver_is_compared_where_it_is_known() -> None:
         assert resolve("mix", live, NOTHING, make_problem(), **asked).source == source
 
 
+@pytest.mark.parametrize(("then", "source"), [("new", "measured"), ("old", "policy")])
+def test_a_measurement_of_other_code_of_the_kernel_is_ignored_and_said(then: str, source: str) -> None:
+    registry = Registry([make_op(), make_kernel("triton", source=f"{HERE}:source"), make_kernel("torch")])
+    found = measured("toy.mix[triton]", 1.0, versions={"source": then})
+    selection = choose(registry=registry, measurements=[found], source_of=lambda _: "new")
+    assert selection.source == source
+    assert any("source was old and is new" in text for text in selection.conditions) == (then == "old")
+
+
 def test_where_packages_are_assumed_a_measurement_counts() -> None:
     found = measured("toy.mix[triton]", 1.0, versions={"triton": "3.5.1"})
     assert choose(measurements=[found], packages=Packages.assume_all()).source == "measured"
