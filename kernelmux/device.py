@@ -7,7 +7,7 @@ module imports nothing heavy: PyYAML when the catalog is first read, torch only 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -328,7 +328,3 @@ def live_devices() -> list[Device]:
     from kernelmux.livegpu import live_devices as find
 
     return find()
-
-
-def iter_catalog() -> Iterator[Device]:
-    return iter(catalog().values())

@@ -27,11 +27,6 @@ def is_spec(text: object) -> bool:
     return bool(name) and all(part.isidentifier() for part in (*module.split("."), *name.split(".")))
 
 
-def is_loaded(spec: str | None) -> bool:
-    """Whether ``load(spec)`` would answer from memory."""
-    return spec is None or spec in _loaded
-
-
 def load(spec: str, needed_for: str = "") -> Any:
     """The object behind ``module:function``; imports the module on first use.
 
