@@ -1,0 +1,164 @@
+"""Names of modules: fused ones and their parts, and the matching rules that quantization formats apply to them.
+
+Every format has a rule of its own for one and the same key. The rules are those of the engines that serve the
+checkpoints; each function names its source.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+from kernelmux.errors import UsageError
+
+FUSED: Mapping[str, tuple[str, ...]] = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "fused_qkv_a_proj_with_mqa": ("q_a_proj", "kv_a_proj_with_mqa"),
+    "in_proj_ba": ("in_proj_b", "in_proj_a"),
+    "in_proj_qkvz": ("in_proj_qkv", "in_proj_z"),
+}
+"""Modules that engines fuse and checkpoints hold in parts (sglang ``quantization/utils.py``, vLLM
+``packed_modules_mapping``)."""
+
+EXPERTS = "experts"
+PROJECTIONS = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
+"""What one expert's parts are called: most models, and Mixtral and MiniMax."""
+
+_EMBEDDINGS = {"embed_tokens", "embeddings", "word_embeddings", "wte", "wpe"}
+_LONGEST_PATTERN, _LONG_REPEAT, _MOST_REPEATS = (
+    1000,
+    16,
+    6,
+)  # `.*` six times over a path of 80 letters is milliseconds, ten times hours
+
+
+def tail_of(name: str) -> str:
+    """The last part of a module path."""
+    return name.rpartition(".")[2]
+
+
+def is_linear(name: str) -> bool:
+    """Whether a module holds a weight that a GEMM multiplies: no embedding, norm or convolution."""
+    tail = tail_of(name)
+    return not (tail in _EMBEDDINGS or "norm" in tail or "conv1d" in tail or tail == "rotary_emb")
+
+
+def is_head(name: str) -> bool:
+    return tail_of(name) == "lm_head"
+
+
+def shards(name: str) -> tuple[str, ...]:
+    """Paths of a fused module's parts, as the checkpoint names them; none for a module that is not fused."""
+    head, dot, tail = name.rpartition(".")
+    return tuple(f"{head}{dot}{part}" for part in FUSED.get(tail, ()))
+
+
+def spellings(name: str) -> tuple[str, ...]:
+    """The name, and as it reads without the wrapper of a multimodal model.
+
+    Checkpoints write ``model.language_model.layers`` or ``language_model.model.layers`` where the language model
+    alone has ``model.layers`` (sglang ``modelopt_quant.py:379-425`` strips it too).
+    """
+    bare = name.replace("model.language_model.", "model.", 1).replace("language_model.", "", 1)
+    return (name,) if bare == name else (name, bare)
+
+
+class Paths:
+    """Entries matched at the dots of a path: ``mlp.gate`` is in ``layers.3.mlp.gate``, not in ``mlp.gate_up_proj``.
+
+    The rule of fp8 and mxfp4 (sglang ``quantization/utils.py:48-125``, after sglang PR 23467: as substrings the same
+    entries left dense MLPs unquantized). An entry may be any run of whole parts.
+    """
+
+    def __init__(self, entries: Iterable[str]):
+        self.entries = frozenset(spelled for entry in entries for spelled in spellings(entry.strip(".")))
+
+    def __contains__(self, name: str) -> bool:
+        if not self.entries:
+            return False
+        for spelled in spellings(name):
+            parts = spelled.split(".")
+            for first in range(len(parts)):
+                for last in range(first + 1, len(parts) + 1):
+                    if ".".join(parts[first:last]) in self.entries:
+                        return True
+        return False
+
+
+def glob(pattern: str, text: str) -> bool:
+    """Whether ``*`` (any run of letters, dots too) makes the pattern the text. Linear: no pattern is slow.
+
+    ModelOpt's lists know no other wildcard (sglang ``modelopt_quant.py:379-425``: ``.`` escaped, ``*`` to ``.*``).
+    """
+    at, star, resume, place = 0, -1, 0, 0
+    while place < len(text):
+        if at < len(pattern) and pattern[at] == "*":
+            star, resume = at, place
+            at += 1
+        elif at < len(pattern) and pattern[at] == text[place]:
+            at, place = at + 1, place + 1
+        elif star >= 0:
+            resume += 1
+            at, place = star + 1, resume
+        else:
+            return False
+    return all(letter == "*" for letter in pattern[at:])
+
+
+@lru_cache(maxsize=4096)
+def regex(pattern: str, where: str) -> re.Pattern[str]:
+    """A regular expression of a config, compiled; raises UsageError where it is malformed or may take for ever."""
+    if len(pattern) > _LONGEST_PATTERN:
+        raise UsageError(f"{where}: a pattern of {len(pattern)} letters is too long; {_LONGEST_PATTERN} are allowed.")
+    try:
+        compiled = re.compile(pattern)
+        tree = import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse").parse(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UsageError(f"{where}: {pattern!r} is no regular expression ({error}). Correct the config.") from None
+    repeats, nested = _repeats(tree)
+    if nested or repeats > _MOST_REPEATS:
+        what = "a repeat inside a repeat" if nested else f"{repeats} unbounded repeats"
+        raise UsageError(f"{where}: {pattern!r} has {what} and could run for hours. Write it with fewer `*` and `+`.")
+    return compiled
+
+
+def _repeats(tree: Any) -> tuple[int, bool]:
+    """(unbounded repeats, whether one lies inside another) of a parsed pattern."""
+    count, nested = 0, False
+    for code, argument in tree:
+        many = str(code).endswith("REPEAT")  # its argument: lowest, highest, pattern
+        for part in argument if isinstance(argument, tuple) else (argument,):
+            for inner in part if isinstance(part, list) else (part,):  # a branch holds a list of patterns
+                if not hasattr(inner, "data"):
+                    continue
+                below, bad = _repeats(inner)
+                count, nested = count + below, nested or bad or (many and below > 0 and int(argument[1]) > 1)
+        count += many and int(argument[1]) > _LONG_REPEAT
+    return count, nested
+
+
+def strings(config: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
+    """The names under the first of these keys that hold any, all keys together; raises UsageError for another form."""
+    found: list[str] = []
+    for key in keys:
+        value = config.get(key)
+        if value is None:
+            continue
+        if isinstance(value, str) or not isinstance(value, (list, tuple)):
+            raise UsageError(f"{key} must be a list of module names, not {_brief(value)}.")
+        for entry in value:
+            if not isinstance(entry, str):
+                raise UsageError(f"{key} must hold names of modules, not {_brief(entry)}.")
+            if entry.strip("."):  # an empty name would match everything
+                found.append(entry)
+    return tuple(found)
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
