@@ -84,7 +84,8 @@ class MissingPackage(KernelmuxError):
 
     def __init__(self, package: str, needed_for: str, install: str):
         self.package = package
-        super().__init__(f"{needed_for} needs {package}, which is not installed. Install it with `{install}`.")
+        doing = needed_for[:1].upper() + needed_for[1:]
+        super().__init__(f"{doing} needs {package}, which is not installed. Install it with `{install}`.")
 
 
 class NoKernel(KernelmuxError):
