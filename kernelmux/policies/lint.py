@@ -69,13 +69,13 @@ def check_words(policy: Policy, registry: Registry, op: str) -> None:
     """Raise on the first word of a user's rules that nobody knows: an op, and in those of ``op`` also a backend,
     scheme, dtype, activation or axis. ConfigFileError with file, line, key and the allowed values.
     """
-    known = {contract.name: contract for contract in registry.ops()}
+    known = registry.names()
     for rule in policy.rules:
         faults: list[Fault] = []
         if rule.op not in known:
             faults = [_unknown_op(rule, known)]
         elif rule.op == op:
-            faults = [*_words(rule, known[op]), *_names(rule, registry)]
+            faults = [*_words(rule, registry.op(op)), *_names(rule, registry)]
         for fault in faults:
             raise fault_of(rule, BadRule(fault.key, fault.message, fault.fix))
 

@@ -1,4 +1,4 @@
-"""Fill a Registry: the declarations kernelmux ships, then those other distributions announce.
+"""Fill a Registry: the declarations kernelmux ships, op by op, and those other distributions announce.
 
 An out-of-tree package announces its kernels by an entry point of group ``kernelmux.kernels`` whose object is an Op, a
 Kernel, or an iterable of them. One that cannot be imported or does not pass the checks is left out and named in
@@ -8,11 +8,12 @@ Kernel, or an iterable of them. One that cannot be imported or does not pass the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
 from kernelmux.errors import UsageError
+from kernelmux.registry import frozen
 from kernelmux.registry.kernel import Kernel
 from kernelmux.registry.op import Op
 from kernelmux.registry.packages import distributions
@@ -20,30 +21,87 @@ from kernelmux.registry.registry import Registry
 
 GROUP = "kernelmux.kernels"
 
-# Modules with OP (or OPS) and KERNELS. They import types and facts, never what runs.
-BUILTIN = (
-    "kernelmux.contracts.fused_moe",
-    "kernelmux.contracts.norms",
-    "kernelmux.contracts.activations",
-    "kernelmux.contracts.router",
-    "kernelmux.contracts.gemm_fp8",
-    "kernelmux.contracts.nvfp4",
-    "kernelmux.backends.torch.declare",
-    "kernelmux.backends.triton.declare",
-)
+_CONTRACTS, _BACKENDS = "kernelmux.contracts.", "kernelmux.backends."
+_TORCH, _TRITON = f"{_BACKENDS}torch.declare", f"{_BACKENDS}triton.declare"
+
+# Op -> the module of its contract, then those that declare kernels of it: OP (or OPS) and KERNELS. They import types
+# and facts, never what runs, and are read when the op is first asked for: each costs a first selection 1 ms.
+BUILTIN: Mapping[str, tuple[str, ...]] = {
+    "fused_moe": (f"{_CONTRACTS}fused_moe", _TORCH, _TRITON),
+    "nvfp4_gemm": (f"{_CONTRACTS}nvfp4", _TORCH),
+    "nvfp4_quantize": (f"{_CONTRACTS}nvfp4", _TORCH),
+    "fp8_gemm": (f"{_CONTRACTS}gemm_fp8", _TORCH),
+    "rms_norm": (f"{_CONTRACTS}norms", _TORCH),
+    "fused_add_rms_norm": (f"{_CONTRACTS}norms", _TORCH),
+    "gated_rms_norm": (f"{_CONTRACTS}norms", _TORCH),
+    "silu_and_mul": (f"{_CONTRACTS}activations", _TORCH),
+    "gelu_and_mul": (f"{_CONTRACTS}activations", _TORCH),
+    "gelu_tanh_and_mul": (f"{_CONTRACTS}activations", _TORCH),
+    "relu2": (f"{_CONTRACTS}activations", _TORCH),
+    "router_gemm": (f"{_CONTRACTS}router", _TORCH),
+    "topk": (f"{_CONTRACTS}router", _TORCH),
+}
 
 
-def discover(modules: Iterable[str] = BUILTIN) -> Registry:
+class Discovered(Registry):
+    """A registry that reads the declarations of an op when they are first asked for."""
+
+    def __init__(self, declared: Mapping[str, tuple[str, ...]]):
+        self._declared = declared
+        self._read: set[str] = set()
+        super().__init__()
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted({*self._declared, *self._ops}))
+
+    def ops(self) -> tuple[Op, ...]:
+        self._read_all()
+        return super().ops()
+
+    def op(self, name: str) -> Op:
+        self._read_op(name)
+        return super().op(name)
+
+    def kernels(self, op: str) -> tuple[Kernel, ...]:
+        self._read_op(op)
+        return super().kernels(op)
+
+    def kernel(self, name: str) -> Kernel | None:
+        self._read_all()
+        return super().kernel(name)
+
+    def __iter__(self) -> Iterator[Kernel]:
+        self._read_all()
+        return super().__iter__()
+
+    def add(self, *items: Op | Kernel) -> None:
+        for item in items:
+            self._read_op(item.op if isinstance(item, Kernel) else getattr(item, "name", ""))
+        super().add(*items)
+
+    def _read_all(self) -> None:
+        for name in self._declared:
+            self._read_op(name)
+
+    def _read_op(self, name: str) -> None:
+        if name in self._read or name not in self._declared:
+            return
+        frozen.guard(f"read the declarations of {name}")
+        modules = [import_module(module) for module in self._declared[name]]
+        items: list[Op | Kernel] = [item for module in modules for item in _declared_in(module)]
+        mine = [item for item in items if name == (item.op if isinstance(item, Kernel) else item.name)]
+        self._take(mine)
+        self._read.add(name)
+
+
+def _declared_in(module: Any) -> list[Op | Kernel]:
+    own = [module.OP] if hasattr(module, "OP") else []
+    return [*own, *getattr(module, "OPS", ()), *getattr(module, "KERNELS", ())]
+
+
+def discover(declared: Mapping[str, tuple[str, ...]] = BUILTIN) -> Registry:
     """A registry of everything declared in these modules and announced by installed distributions."""
-    items: list[Op | Kernel] = []
-    for name in modules:
-        module = import_module(name)
-        items += [
-            *getattr(module, "OPS", ()),
-            *([module.OP] if hasattr(module, "OP") else []),
-            *getattr(module, "KERNELS", ()),
-        ]
-    registry = Registry(items)
+    registry = Discovered(declared)
     for announced, value, owner in announced_kernels():
         fault = _add_announced(registry, value)
         if fault:

@@ -22,6 +22,12 @@ class Registry:
 
     def add(self, *items: Op | Kernel) -> None:
         """Register ops and kernels, all or none of them. Raises UsageError naming what is wrong with which one."""
+        self._take(items)
+        epoch.bump()
+
+    def _take(self, items: Iterable[Op | Kernel]) -> None:
+        """``add`` for what was there already and only now is read: no selection depends on it."""
+        items = tuple(items)
         ops = {item.name: item for item in items if isinstance(item, Op)}
         kernels: dict[str, Kernel] = {}
         for item in items:
@@ -42,7 +48,10 @@ class Registry:
         self._ops.update(ops)
         self._kernels.update(kernels)
         self._sorted.clear()
-        epoch.bump()
+
+    def names(self) -> tuple[str, ...]:
+        """The name of every op, sorted."""
+        return tuple(sorted(self._ops))
 
     def ops(self) -> tuple[Op, ...]:
         """Every op, sorted by name."""
@@ -53,7 +62,7 @@ class Registry:
         try:
             return self._ops[name]
         except KeyError:
-            raise UnknownOp(name, self._ops) from None
+            raise UnknownOp(name, self.names()) from None
 
     def kernels(self, op: str) -> tuple[Kernel, ...]:
         """Every kernel of the op, sorted by name, so that the order of registration decides nothing."""
