@@ -23,6 +23,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.autotune.space import size_of
+from kernelmux.backends.triton.moe_variant import FUSED, MoeVariant
 from kernelmux.errors import TuneError
 from kernelmux.measure.bench import Side
 from kernelmux.tuning_configs.tile import Tile
@@ -135,12 +136,15 @@ class CompilePool:
         *,
         workers: int | None = None,
         target: str = COMPILE_TILE,
+        variant: MoeVariant = FUSED,
         deadline: Deadline | None = None,
     ) -> None:
         self._target = target
         self._workers = max(1, workers if workers is not None else usable_cores())
         self._deadline = deadline or Deadline()
-        self._fixed = {"shape": asdict(shape), "capability": list(capability)}
+        self._fixed: dict[str, Any] = {"shape": asdict(shape), "capability": list(capability)}
+        if variant != FUSED:
+            self._fixed["variant"] = variant.to_json()
         self._heap: list[tuple[int, tuple[Any, ...], int, Task]] = []
         self._serial = itertools.count()
         self._known: set[Task] = set()

@@ -41,6 +41,11 @@ def answer(compile_one: Callable[..., Any], task: dict[str, Any]) -> dict[str, A
     from kernelmux.device import Capability
     from kernelmux.tuning_configs.tile import Tile
 
+    extra: dict[str, Any] = {}
+    if "variant" in task:
+        from kernelmux.backends.triton.moe_variant import MoeVariant
+
+        extra["variant"] = MoeVariant.from_json(task["variant"])
     try:
         got = compile_one(
             MoeShape(**task["shape"]),
@@ -48,6 +53,7 @@ def answer(compile_one: Callable[..., Any], task: dict[str, Any]) -> dict[str, A
             Tile(*task["tile"]),
             Capability(*task["capability"]),
             direct=task["direct"],
+            **extra,
         )
     except Exception as error:  # any class: Triton raises RuntimeError, AssertionError, its own, LLVM's
         said = " ".join(str(error).split()) or "no message"

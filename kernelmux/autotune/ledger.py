@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from kernelmux.backends.triton.moe_variant import FUSED, MoeVariant
 from kernelmux.measure.bench import Bench, Check, Side, Timing
 from kernelmux.store.records import CompileFact, Row, canonical
 from kernelmux.tuning_configs.tile import Tile
@@ -112,13 +113,13 @@ class Cubins:
 
     def __init__(
         self, shape: MoeShape, capability: Capability, *, triton: str, source: str,
-        pool: CompilePool | None, journal: Journal | None,
+        pool: CompilePool | None, journal: Journal | None, variant: MoeVariant = FUSED,
     ) -> None:  # fmt: skip
         from kernelmux.autotune.compile import Facts
 
         self._facts_type = Facts
         self._key = (triton, capability.arch, source)
-        self._variant = shape.brief()
+        self._variant = shape.brief() if variant == FUSED else f"{shape.brief()} {variant.brief()}"
         self._pool, self._journal = pool, journal
         self._facts: dict[tuple[str, str, str], Facts] = {}
         if journal is not None:

@@ -89,15 +89,20 @@ def predict_moe(
     versions = installed_versions()
     emit.probe(out)
     clock = Clock(BUDGET_S if budget_s is None else budget_s)
-    source = moe_compile.source_hash()
+    source = target.variant.source_hash()
     spaces = {side: build_space(shape, device, side, target=target) for side in SIDES}
     wanted = _wanted(shape, device, {s: spaces[s].tiles for s in SIDES}, ms, CUBINS[effort], target)
     notes: list[str] = []
-    pool = CompilePool(shape, device.capability, workers=workers, target=compile_with) if compile_with else None
+    pool = (
+        CompilePool(shape, device.capability, workers=workers, target=compile_with, variant=target.variant)
+        if compile_with
+        else None
+    )
     tiles = {s: spaces[s].tiles for s in SIDES}
     try:
         cubins = Cubins(
-            shape, device.capability, triton=versions["triton"], source=source, pool=pool, journal=journal
+            shape, device.capability, triton=versions["triton"], source=source, pool=pool, journal=journal,
+            variant=target.variant,
         )  # fmt: skip
         with clock.stage("compile"):
             facts = _compile(cubins, wanted, clock, say)
@@ -132,7 +137,7 @@ def predict_moe(
         lines=tuple(Line(m=m, config=choices[m], default=_default(shape, m, device, target)) for m in sorted(choices)),
         paths=(), seconds={**clock.stages, "total": clock.spent_s},
         discards={s: spaces[s].discards for s in SIDES}, failures=tuple(failures), notes=tuple(notes),
-        counts={"compiled": cubins.compiled, "recalled": len(facts) - cubins.compiled},
+        counts={"compiled": cubins.compiled, "recalled": len(facts) - cubins.compiled}, target=target,
     )  # fmt: skip
     return emit.write(result, out, versions, source)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernelmux.autotune.stats import Interval
+from kernelmux.autotune.target import KERNELMUX, Target
 from kernelmux.tuning_configs.table import MoeConfig, MoeTable
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class TuneResult:
     counts: Mapping[str, int] = field(default_factory=dict)  # measured, recalled, compiled
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     conditions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # of the GPU, before and after
+    target: Target = KERNELMUX  # who reads the table
 
     def report(self) -> dict[str, Any]:
         """The tuner's statistics, as the sidecar keeps them."""
@@ -86,6 +88,9 @@ class TuneResult:
             "shape": {**self.shape.axes(), "activation": self.shape.activation, "dtype": self.shape.dtype},
             "device": self.device.name,
             "config_source": self.source,
+            "format": self.target.format,
+            "quant": self.target.quant.brief(),
+            "kernel": self.target.variant.kernel_name,
             "effort": self.effort,
             "paths": [str(p) for p in self.paths],
             "table": [line.to_json() for line in self.lines],

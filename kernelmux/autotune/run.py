@@ -80,11 +80,15 @@ def tune_moe(
         space.update((side, _digest(spaces[side].hash_text())) for side in SIDES)
         run = _start_run(journal, fingerprint, shape, space, resume)
     ledger = Ledger(journal, run)
-    pool = CompilePool(shape, capability, workers=workers, target=compile_with) if compile_with else None
+    pool = (
+        CompilePool(shape, capability, workers=workers, target=compile_with, variant=target.variant)
+        if compile_with
+        else None
+    )
     try:
         cubins = Cubins(
             shape, capability, triton=fingerprint.get("triton", ""), source=fingerprint.get("kernel", ""),
-            pool=pool, journal=journal,
+            pool=pool, journal=journal, variant=target.variant,
         )  # fmt: skip
         defaults = {m: target.default(shape, m, device) for m in sorted(set(ms))}
         arena = race.Arena(
@@ -113,7 +117,7 @@ def tune_moe(
         seconds={**clock.stages, "total": clock.spent_s}, discards=arena.discards,
         failures=tuple(failures), notes=tuple(arena.notes),
         counts={"measured": ledger.measured, "recalled": ledger.recalled, "compiled": cubins.compiled},
-        fingerprint=fingerprint, conditions={when: seen for when, seen in conditions.items() if seen},
+        fingerprint=fingerprint, conditions={when: seen for when, seen in conditions.items() if seen}, target=target,
     )  # fmt: skip
     try:
         return emit.write(result, out, versions_of(fingerprint), fingerprint.get("kernel", ""))

@@ -73,6 +73,10 @@ class Ground:
     def depth(self) -> int:
         return self.shape.gemm(self.side)[1]
 
+    def refusal(self, tile: Tile) -> str | None:
+        """Why the reader's kernel cannot run the tile, or None."""
+        return self.target.variant.refusal(self.shape, self.side, tile, self.device.capability)
+
     @property
     def element_bytes(self) -> tuple[int, int]:
         """Bytes of one element of A and of B."""
@@ -110,7 +114,11 @@ def _no_tma(tile: Tile, ground: Ground) -> bool:
         return False
     if not ground.target.may_use_tma(ground.side):
         return True
-    return moe_rules.tma_refusal(ground.shape, tile, ground.side, ground.device.capability) is not None
+    return ground.refusal(tile) is not None
+
+
+def _not_as_written(tile: Tile, ground: Ground) -> bool:
+    return ground.target.plain and not tile.use_tma and ground.refusal(tile) is not None
 
 
 CONSTRAINTS: tuple[Constraint, ...] = (
@@ -118,6 +126,7 @@ CONSTRAINTS: tuple[Constraint, ...] = (
     Constraint(f"more than {ACCUMULATORS} accumulator registers a thread", _over_registers),
     Constraint("Triton fails on BLOCK_SIZE_M=256 with 4 warps and BLOCK_SIZE_N == BLOCK_SIZE_K", _breaks_triton),
     Constraint("the operands cannot be read by TMA here", _no_tma),
+    Constraint("the reader's kernel does not run it as it is written", _not_as_written),
 )
 DUPLICATE = "the same kernel as another tile once its blocks are clamped to the matrix"
 

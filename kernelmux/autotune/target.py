@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING, Literal
 
 from kernelmux.autotune import priors
 from kernelmux.backends.triton import moe_rules
+from kernelmux.backends.triton.moe_variant import MoeVariant
 from kernelmux.contracts.moe_quant import UNQUANTIZED, MoeQuant
 from kernelmux.measure.bench import Side
+from kernelmux.tuning_configs.engines import sglang, vllm
+from kernelmux.tuning_configs.engines.entry import tile_of
+from kernelmux.tuning_configs.engines.question import Question
 from kernelmux.tuning_configs.heuristic import default_config
+from kernelmux.tuning_configs.shared_law import shrunk
 from kernelmux.tuning_configs.tile import Tile
 
 if TYPE_CHECKING:
@@ -31,6 +36,12 @@ class Target:
 
     format: Format = "kernelmux"
     quant: MoeQuant = UNQUANTIZED
+    engine_path: str | None = None  # the engine's unpacked package: its own kernel is run in place of ours
+
+    @property
+    def variant(self) -> MoeVariant:
+        """The kernels that are compiled and timed."""
+        return MoeVariant("fused" if self.format == "kernelmux" else self.format, self.quant, self.engine_path)
 
     @property
     def plain(self) -> bool:
@@ -62,18 +73,27 @@ class Target:
 
     def direct(self, shape: MoeShape, m: int) -> bool:
         """Whether a call of ``m`` tokens skips the sort: one pair a block. SGLang always sorts."""
-        return self.format != "sglang" and moe_rules.direct(shape, m)
+        return self.variant.direct(shape, m)
 
     def default(self, shape: MoeShape, m: int, device: Device) -> dict[Side, Tile]:
         """The tiles this reader takes when it has no table, made to fit the device."""
-        found = default_config(shape, m, device)
-        if self.format == "kernelmux" and self.direct(shape, m):
-            return {"up": _direct(found.up), "down": _direct(found.down)}
-        return {"up": found.up, "down": found.down}
+        if self.format == "kernelmux":
+            found = default_config(shape, m, device)
+            sides: dict[Side, Tile] = {"up": found.up, "down": found.down}
+            if self.direct(shape, m):
+                return {side: replace(tile, block_m=moe_rules.DIRECT_BLOCK_M) for side, tile in sides.items()}
+            return sides
+        engine = vllm if self.format == "vllm" else sglang
+        tile = shrunk(tile_of(engine.default(self.question(shape, device), m)), device, *self.element_bytes(shape))
+        return {"up": tile, "down": tile}
 
-
-def _direct(tile: Tile) -> Tile:
-    return replace(tile, block_m=moe_rules.DIRECT_BLOCK_M)
+    def question(self, shape: MoeShape, device: Device) -> Question:
+        """The layer in the engines' words."""
+        quant = self.quant
+        return Question(
+            shape.E, shape.N, device.torch_name, quant.dtype, quant.block_shape, quant.per_channel, shape.topk,
+            device.vendor, device.shared_bytes,
+        )  # fmt: skip
 
 
 KERNELMUX = Target()

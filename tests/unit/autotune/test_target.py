@@ -11,7 +11,9 @@ from kernelmux.autotune.target import KERNELMUX, Target
 from kernelmux.contracts.moe_quant import MoeQuant
 from kernelmux.device import resolve_device
 from kernelmux.measure.bench import SIDES
-from kernelmux.tuning_configs import shared_law
+from kernelmux.tuning_configs import check, shared_law, sidecar
+from kernelmux.tuning_configs.engines import sglang, vllm
+from kernelmux.tuning_configs.engines.entry import tile_of
 from tests.unit.autotune.landscape import H100, QWEN, Landscape
 
 MS = (1, 16, 256, 4096)
@@ -83,3 +85,30 @@ def test_public_winners_of_another_dtype_have_no_vote():
     bf16 = priors.votes(QWEN, H100.capability, 64, "up")
     assert fp8 and bf16 and fp8 != bf16
     assert all(point.kind in priors.KINDS for point in priors.load())
+
+
+@pytest.mark.parametrize("scheme", ["none", "fp8_block"])
+def test_each_engine_finds_what_was_written_for_it_at_every_m(scheme, tmp_path):
+    for engine in ("vllm", "sglang"):
+        target, out = Target(engine, MoeQuant.of(scheme)), tmp_path / engine
+        bench = Landscape(seed=4)
+        result = tune_moe(QWEN, H100, bench=bench, out=out, compile_with=None, ms=MS, effort="quick", target=target)
+        question = target.question(QWEN, H100)
+        for m in MS:
+            if engine == "vllm":
+                found = vllm.lookup(question, m, tmp_path / "nothing", out)
+                assert (found.source, found.key, tile_of(found.entry)) == ("file", m, result.table.at(m).up)
+            else:
+                found = sglang.lookup(question, m, out, bench.fingerprint()["triton"])
+                assert (found.source, found.key, tile_of(found.entry)) == ("file", m, result.table.at(m).up)
+                assert tile_of(found.down.entry) == result.table.at(m).down
+        kept = sidecar.load(result.paths[-1])
+        assert (kept.reader, kept.quant) == (engine, target.quant)
+        assert check.check([out])[0].ok
+
+
+def test_a_prediction_for_an_engine_lies_where_no_engine_takes_it_unasked(tmp_path):
+    device = resolve_device("rtx-pro-6000-server")
+    result = predict.predict_moe(QWEN, device, out=tmp_path, compile_with=None, ms=MS, target=Target("sglang"))
+    assert all(path.is_relative_to(tmp_path / "predicted") for path in result.paths)
+    assert sglang.lookup(Target("sglang").question(QWEN, device), 1, tmp_path, "3.6.0").source != "file"
