@@ -9,6 +9,7 @@ import sys
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
+from ..backends.triton.moe_variant import MoeVariant
 from ..contracts.moe_shape import MoeShape
 from ..device import Device
 
@@ -30,7 +31,7 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
-def main(pipe: Connection, shape: MoeShape, device: Device) -> None:
+def main(pipe: Connection, shape: MoeShape, device: Device, variant: MoeVariant) -> None:
     """Serve ("time" | "align" | "check" | "facts", args) until the pipe closes.
 
     Answers ("done", value) or ("lost", why); ("at", i) says that tile i of the request is being worked on.
@@ -40,7 +41,7 @@ def main(pipe: Connection, shape: MoeShape, device: Device) -> None:
     try:
         from .stand import Stand
 
-        stand = Stand(shape, device)
+        stand = Stand(shape, device, variant)
     except Exception as error:
         pipe.send(("lost", one_line(error)))
         return

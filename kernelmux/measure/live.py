@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from ..backends.triton.moe_compile import source_hash
+from ..backends.triton.moe_variant import FUSED, MoeVariant
 from ..contracts import fused_moe as contract
 from ..contracts.moe_shape import MoeShape
 from ..device import Device
@@ -36,33 +36,36 @@ class _Died(Exception):
 
 
 class LiveBench:
-    """`Bench` on the GPU ``device`` (a live one, with its index)."""
+    """`Bench` on the GPU ``device`` (a live one, with its index), of the kernels that ``variant`` names."""
 
     def __init__(
         self,
         shape: MoeShape,
         device: Device,
         step_s: float = STEP_S,
-        serve: Callable[[Connection, MoeShape, Device], None] = main,
+        serve: Callable[[Connection, MoeShape, Device, MoeVariant], None] = main,
+        variant: MoeVariant = FUSED,
     ):
         if not Packages.installed().has("torch"):
             raise MissingPackage("torch", "Measuring on a GPU", "pip install 'kernelmux[torch]'")
-        self.shape, self.device, self._step_s, self._serve = shape, device, step_s, serve
+        self.shape, self.device, self.variant = shape, device, variant
+        self._step_s, self._serve = step_s, serve
         self._process: Any = None
         self._pipe: Any = None
         self.restarts = 0
 
     def fingerprint(self) -> dict[str, str]:
         packages = Packages.installed()
-        return {
+        facts = {
             "device": self.device.torch_name,
             "capability": str(self.device.capability),
             "sm_count": str(self.device.sm_count),
             "driver": self.device.driver or "unknown",
             "triton": packages.get("triton") or "none",
             "torch": packages.get("torch") or "none",
-            "kernel": source_hash(),
+            "kernel": self.variant.source_hash(),
         }
+        return facts if self.variant == FUSED else facts | self.variant.identity()
 
     def conditions(self) -> dict[str, str]:
         """Clocks, temperature, power and throttle reasons now, where NVML answers."""
@@ -100,7 +103,9 @@ class LiveBench:
             return dict(self._ask("align", (m, list(block_ms))))
 
     def check(self, m: int, pairs: Sequence[tuple[Tile, Tile]]) -> list[Check]:
-        limit = contract.OP.tolerance[self.shape.dtype].rtol
+        fused = self.variant.structure == "fused"
+        tolerance = contract.OP.tolerance[self.shape.dtype] if fused else self.variant.quant.tolerance(self.shape.dtype)
+        limit = tolerance.rtol
         checks: list[Check] = []
         while len(checks) < len(pairs):
             rest = list(pairs[len(checks) :])
@@ -136,7 +141,9 @@ class LiveBench:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=self._serve, args=(theirs, self.shape, self.device), daemon=True)
+        self._process = context.Process(
+            target=self._serve, args=(theirs, self.shape, self.device, self.variant), daemon=True
+        )
         self._process.start()
         theirs.close()
         try:

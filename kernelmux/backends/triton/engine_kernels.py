@@ -42,6 +42,8 @@ FILES = {
 """Where the kernel stands inside the package, newest release first."""
 
 KERNEL = "fused_moe_kernel"
+_OPTIONAL = ("SWAP_AB", "swap_ab", "SPLIT_K", "ROUTER_TOPK", "stride_ak", "stride_bk", "stride_cn")
+"""What an older release does not do, or takes for granted. What else it lacks may be left out only where it is off."""
 _FUNCTIONS = ("write_zeros_to_output", KERNEL)
 _JIT = "@triton.jit"
 _DECORATOR = '@triton.jit(do_not_specialize=["EM", "num_valid_tokens"])'
@@ -67,6 +69,16 @@ def source_file(structure: str, path: str | Path) -> Path:
         f"{root} holds no {structure} package with {FILES[structure][0]}: give the folder of an unpacked wheel "
         f"(pip download --no-deps {structure}; unzip it) or of the installed package."
     )
+
+
+def release(structure: str, path: str | Path) -> str:
+    """The engine's version by the metadata beside the package, "unknown" without them."""
+    package = source_file(structure, path)
+    while package.name != structure and package.parent != package:
+        package = package.parent
+    for folder in sorted(package.parent.glob(f"{structure}-*.dist-info")):
+        return folder.name.removesuffix(".dist-info").partition("-")[2]
+    return "unknown"
 
 
 @functools.lru_cache(maxsize=8)
@@ -176,8 +188,7 @@ def _fitted(kernel: Any, values: dict[str, Any], variant: MoeVariant) -> dict[st
     """``values`` for this release's parameters; raises UsageError when it has others that matter."""
     known = inspect.signature(kernel.fn).parameters
     lacking = [name for name, p in known.items() if p.default is inspect.Parameter.empty and name not in values]
-    # A feature that an older release lacks may be left out where it is off anyway.
-    lost = [name for name, value in values.items() if name not in known and value not in (None, False, 0, 1)]
+    lost = [name for name, value in values.items() if value and name not in known and name not in _OPTIONAL]
     if lacking or lost:
         what = f"asks for {', '.join(lacking)}" if lacking else f"lacks {', '.join(lost)}"
         raise UsageError(

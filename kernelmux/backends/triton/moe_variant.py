@@ -13,12 +13,11 @@ from ...contracts.moe_shape import MoeShape
 from ...device import Capability
 from ...errors import UsageError
 from ...tuning_configs.tile import Tile
-from . import moe_rules, plain_rules
+from . import moe_rules, moe_source, plain_rules
 
 Structure = Literal["fused", "vllm", "sglang"]
 
-_FUSED_SOURCES = ("moe_kernels.py", "moe_launch.py", "moe_rules.py")
-_PLAIN_SOURCES = (*_FUSED_SOURCES, "moe_plain_kernels.py", "plain_launch.py", "plain_rules.py")
+_PLAIN_FILES = (*moe_source.FILES, "moe_plain_kernels.py", "plain_launch.py", "plain_rules.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +69,26 @@ class MoeVariant:
 
     def source_hash(self) -> str:
         """Identity of what is timed: kernel source, launch rules, quantization. A table of another hash is stale."""
-        here = Path(__file__).parent
-        names = _FUSED_SOURCES if self.structure == "fused" else _PLAIN_SOURCES
-        text = b"".join((here / name).read_bytes() for name in names)
-        if self.structure != "fused":
-            text += self.brief().encode()
-        if self.engine_path is not None and self.structure != "fused":
+        if self.structure == "fused":
+            return moe_source.source_hash()
+        here, names = Path(__file__).parent, list(_PLAIN_FILES)
+        text = self.brief().encode()
+        if self.engine_path is not None:
             from .engine_kernels import source
 
-            text += (here / "engine_kernels.py").read_bytes() + source(self.structure, self.engine_path).encode()
+            names.append("engine_kernels.py")
+            text += source(self.structure, self.engine_path).encode()
+        text += b"".join((here / name).read_bytes() for name in names)
         return hashlib.sha256(text).hexdigest()[:16]
+
+    def identity(self) -> dict[str, str]:
+        """Whose kernel runs, as a fingerprint and a sidecar say it."""
+        words = {"variant": self.word, "kernel_name": self.kernel_name, "quant": self.quant.brief()}
+        if self.engine_path is not None:
+            from .engine_kernels import release
+
+            words["engine"] = f"{self.structure} {release(self.structure, self.engine_path)}"
+        return words
 
     def to_json(self) -> dict[str, Any]:
         """For a compile worker or a sidecar."""

@@ -56,14 +56,14 @@ class FakeStand:
         return {"sm_clock_mhz": "1980"}
 
 
-def serve(pipe, shape, device):
+def serve(pipe, shape, device, variant):
     child.die_with_parent()
     os.setpgid(0, 0)
     pipe.send(("done", None))
     child.serve(pipe, FakeStand(shape, device))
 
 
-def serve_once(pipe, shape, device):
+def serve_once(pipe, shape, device, variant):
     """Comes up the first time only, as a GPU that falls off the bus."""
     mark = Path(os.environ["KERNELMUX_CACHE_DIR"]) / "came-up"
     if mark.exists():
@@ -71,4 +71,4 @@ def serve_once(pipe, shape, device):
         return
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
-    serve(pipe, shape, device)
+    serve(pipe, shape, device, variant)
