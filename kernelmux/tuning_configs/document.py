@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kernelmux.errors import ConfigFileError
-from kernelmux.store.files import store_error
+from kernelmux.store.files import sha256, store_error
 from kernelmux.tuning_configs.tile import Tile
 
 MAX_BYTES = 4 << 20  # public tables take 1 to 8 KB
@@ -61,7 +61,7 @@ class Document:
     @property
     def sha256(self) -> str:
         """Hash of the file's bytes."""
-        return _sha256(self.data)
+        return sha256(self.data)
 
     def checked(self) -> Document:
         """This document; raises ConfigFileError for its first fault."""
@@ -170,18 +170,6 @@ def _judge(path: Path, data: bytes, raw: Any, doubles: list[str]) -> Document:
     if not tiles and not faults:
         faults.append(Fault("no_entries", "", "the table has no token counts.", "Tune the shape again."))
     return Document(path, tiles, tuple(capped(faults)), tuple(tiles), tuple(notes), data)
-
-
-def _sha256(data: bytes) -> str:
-    from importlib import import_module
-
-    # The interpreter's own (3.12 renamed it): OpenSSL's, through hashlib, takes 4 ms of a first select to load.
-    for module in ("_sha2", "_sha256", "hashlib"):
-        try:
-            return str(import_module(module).sha256(data).hexdigest())
-        except ImportError:  # noqa: PERF203
-            continue
-    raise AssertionError("unreachable: hashlib is always there")
 
 
 def _code(error: ConfigFileError) -> str:

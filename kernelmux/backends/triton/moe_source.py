@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 from pathlib import Path
+
+from ...store.files import sha256
 
 FILES = ("moe_kernels.py", "moe_launch.py", "moe_rules.py")
 
@@ -13,4 +14,4 @@ FILES = ("moe_kernels.py", "moe_launch.py", "moe_rules.py")
 def source_hash() -> str:
     """Identity of the kernels a table was tuned on: their source and the launch rules. Read once a process."""
     here = Path(__file__).parent
-    return hashlib.sha256(b"".join((here / name).read_bytes() for name in FILES)).hexdigest()[:16]
+    return sha256(b"".join((here / name).read_bytes() for name in FILES))[:16]
