@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 _DTYPE_WORDS = {"bfloat16": None, "float16": None, "float32": "float32"}
 
-_GRAMMAR = re.compile(
+# Text until a name is parsed: a look-up only formats names.
+_GRAMMAR = (
     r"E=(?P<E>[1-9]\d{0,8}),N=(?P<N>[1-9]\d{0,8}),device_name=(?P<device>[^,\s]*?)"
     r"(?:,dtype=(?P<dtype>\w+?))?"
     r"(?:,block_shape=\[(?P<bn>[1-9]\d{0,5}),(?P<blank> ?)(?P<bk>[1-9]\d{0,5})\])?"
     r"(?P<channel>,per_channel_quant=True)?"
     r"(?:,backend=(?P<backend>flydsl))?"
     r"(?:,K=(?P<K>[1-9]\d{0,8}),topk=(?P<topk>[1-9]\d{0,5}),activation=(?P<activation>\w+?))?"
-    r"(?P<down>_down)?\.json",
-    re.ASCII,
+    r"(?P<down>_down)?\.json"
 )
 _FORM = "E=<experts>,N=<size>,device_name=<name>[,dtype=<d>][,block_shape=[n, k]][,per_channel_quant=True][_down].json"
 
@@ -110,7 +110,7 @@ class TableName:
 
 
 def _match(file_name: str) -> tuple[object, ...] | None:
-    found = _GRAMMAR.fullmatch(file_name)
+    found = re.fullmatch(_GRAMMAR, file_name, re.ASCII)
     if found is None:
         return None
     block = (int(found["bn"]), int(found["bk"])) if found["bn"] else None
