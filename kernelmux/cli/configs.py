@@ -1,4 +1,4 @@
-"""``kernelmux configs``: look into tuned tables and judge them."""
+"""``kernelmux configs``: look into tuned tables, judge and mend them, move them between folders and formats."""
 
 from __future__ import annotations
 
@@ -8,31 +8,56 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kernelmux.cli import _configs_move as move
 from kernelmux.cli.output import emit, note, say, table
 from kernelmux.cli.params import SHAPE
 from kernelmux.errors import ConfigFileError
 
 if TYPE_CHECKING:
     from kernelmux.tuning_configs.check import FileReport
+    from kernelmux.tuning_configs.fix import Mended
     from kernelmux.tuning_configs.sidecar import Sidecar
     from kernelmux.tuning_configs.table import MoeTable
 
 
 @click.group()
 def configs() -> None:
-    """Look into tuned tables and judge them."""
+    """Look into tuned tables, judge and mend them, move them between folders and formats."""
+
+
+for command in (move.diff, move.import_, move.export, move.merge):
+    configs.add_command(command)
 
 
 @configs.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
+@click.option("--as", "engine", type=click.Choice(["vllm", "sglang", "kernelmux"]), help="Whose tables they are.")
+@click.option("--fix", is_flag=True, help="Mend what is certain; the bytes from before stay as <name>.bak.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.pass_context
-def check(ctx: click.Context, paths: tuple[Path, ...], as_json: bool) -> None:
-    """Judge table files, or every table below a folder. Exits with 1 when anything is wrong."""
+def check(ctx: click.Context, paths: tuple[Path, ...], engine: str | None, fix: bool, as_json: bool) -> None:
+    """Judge table files, or every table below a folder. Exits with 1 when anything is (with --fix: stays) wrong."""
     from kernelmux.tuning_configs.check import check as judge
 
-    reports = judge(paths)
-    emit({"files": [report.to_json() for report in reports]}, as_json, lambda: _say_reports(reports))
+    mended: list[Mended] = []
+    if fix:
+        from kernelmux.tuning_configs.fix import mend
+
+        mended = mend(paths, engine)
+        now = {each.path: each.now for each in mended}
+        paths = tuple(now.get(path, path) for path in paths)
+    reports = judge(paths, engine)
+    data: dict[str, Any] = {"files": [report.to_json() for report in reports]}
+    if fix:
+        data["mended"] = [each.to_json() for each in mended]
+
+    def words() -> None:
+        for each in mended:
+            renamed = f", now {each.now.name}" if each.now != each.path else ""
+            say(f"{each.path}: mended {', '.join(each.codes)}{renamed}; before: {each.backup.name}")
+        _say_reports(reports)
+
+    emit(data, as_json, words)
     if any(not report.ok for report in reports):
         ctx.exit(1)
 
@@ -55,7 +80,11 @@ def _say_reports(reports: list[FileReport]) -> None:
 @click.option("--shape", type=SHAPE, help="E=128,N=384,K=2048,topk=8")
 @click.option("--activation", default="silu", show_default=True, help="Activation of the shape.")
 @click.option("--dtype", default="bfloat16", show_default=True, help="Dtype of the shape.")
-@click.option("--triton", "triton_version", help="Triton version to look for; the installed one if not given.")
+@click.option("--triton-version", "--triton", "triton_version", help="Triton version; the installed one if not given.")
+@click.option("--as", "engine", type=click.Choice(["vllm", "sglang"]), help="Answer as this engine's own look-up.")
+@click.option("--m", "m", type=click.IntRange(min=1), help="Token count, with --as.")
+@click.option("--block-shape", help="Scale block of fp8 weights, with --as: 128,128.")
+@click.option("--per-channel", is_flag=True, help="Scales a channel, with --as sglang.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def show(
     path: Path | None,
@@ -64,9 +93,22 @@ def show(
     activation: str,
     dtype: str,
     triton_version: str | None,
+    engine: str | None,
+    m: int | None,
+    block_shape: str | None,
+    per_channel: bool,
     as_json: bool,
 ) -> None:
-    """Show one table file, or with --device and --shape the table that a selection would use."""
+    """Show one table file, with --device and --shape the table that a selection would use, or with --as the entry
+    that vLLM or SGLang would run (PATH: the folder of its tables; the installed engine's if not given).
+    """
+    if engine is not None:
+        if device_name is None or shape is None or m is None:
+            raise click.UsageError("--as needs --device, --shape E=..,N=.. and --m.")
+        from kernelmux.cli._configs_engine import show_as
+
+        show_as(engine, path, device_name, shape, m, dtype, block_shape, per_channel, triton_version, as_json)
+        return
     if (path is None) == (device_name is None):
         raise click.UsageError("give a table file, or --device with --shape.")
     if path is not None:

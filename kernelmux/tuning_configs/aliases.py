@@ -31,7 +31,7 @@ class Alias:
         """The evidence in one sentence, numbers included."""
         if self.agree is None:
             return self.evidence
-        compared, block_m, tile = self.agree
+        compared, block_m, tile = self.agree[0], self.agree[1], self.agree[2]
         return (
             f"{self.evidence}; {block_m} of {compared} public entries have the same BLOCK_SIZE_M, {tile} the same tile"
         )
@@ -78,7 +78,7 @@ def load(path: Path = FILE) -> Aliases:
             "grade": pair["grade"],
             "evidence": pair["evidence"],
             "source": pair["source"],
-            "agree": tuple(pair["agree"]) if "agree" in pair else None,
+            "agree": tuple(pair["agree"]) if pair.get("agree") else None,
         }
         of.setdefault(second, []).append(Alias(first, **facts, never=pair.get("never", "")))
         if "never" in pair:
@@ -107,7 +107,7 @@ def _rank(alias: Alias) -> tuple[int, bool, float]:
 
 
 def _checked(path: Path, where: str, pair: Mapping[str, Any]) -> tuple[str, str]:
-    names = pair.get("names") or ()
+    names = list(pair.get("names") or [])
     if len(names) != 2 or any(is_slice(str(name)) for name in names):
         raise ConfigFileError(path, where, "names must be two names of whole devices.", "Correct the entry.")
     if pair.get("grade") not in GRADES:

@@ -21,6 +21,7 @@ from kernelmux.tuning_configs.engines import entry as entries_of
 from kernelmux.tuning_configs.engines import foreign, judge, vllm
 from kernelmux.tuning_configs.engines.entry import tile_of, with_tile
 from kernelmux.tuning_configs.engines.foreign import NOTE, ForeignTable, is_count
+from kernelmux.tuning_configs.engines.question import nearest
 from kernelmux.tuning_configs.names import TableName
 from kernelmux.tuning_configs.reconcile import reconciled
 from kernelmux.tuning_configs.shared_law import LAW_TRITON, shrunk
@@ -189,7 +190,7 @@ def _of_pair(up: _Work, down: _Work | None) -> None:
     for work, tiles in ((up, table.up), (down, table.down)):
         theirs = work.table.entries
         notes = {key: value for key, value in work.table.pairs if not is_count(key)}
-        found = {str(m): with_tile(theirs[min(theirs, key=lambda k, m=m: abs(k - m))], t) for m, t in tiles.items()}
+        found = {str(m): with_tile(theirs[nearest(theirs, m)], tile) for m, tile in tiles.items()}
         work.becomes({**notes, **found}, "pair_block_m")
 
 

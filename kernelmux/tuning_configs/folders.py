@@ -54,7 +54,7 @@ def version_folder(name: str) -> Version | None:
 
 
 def version_folders(root: Path) -> list[VersionFolder]:
-    """Every version folder below ``root``, measured, predicted and imported, oldest first; none where there is no such folder.
+    """Every version folder below ``root``, measured, predicted and imported, oldest first; none if ``root`` is absent.
 
     A folder name that only begins like a version (``triton_3_5_1+git``) counts as that version; other names are
     passed over.
@@ -78,6 +78,11 @@ def distance(version: Version, wanted: Version | None) -> tuple[int, int, int, i
         return (-version[0], -version[1], -version[2], 0)
     major, minor, patch = (abs(a - b) for a, b in zip(version, wanted, strict=True))
     return (major, minor, patch, 0 if version >= wanted else 1)
+
+
+def spelled_unknown() -> str:
+    """``UNKNOWN`` as the text of a version."""
+    return ".".join(map(str, UNKNOWN))
 
 
 def spelled(version: Version) -> str:

@@ -188,9 +188,7 @@ def _kin(device: Device) -> list[str]:
     return list(dict.fromkeys([*known, *(d.table_name for d in sorted(others, key=unlike))]))
 
 
-def _tables_at(
-    place: _Place, device: Device, shape: MoeShape, quant: MoeQuant, notes: list[str]
-) -> Iterator[_Found]:
+def _tables_at(place: _Place, device: Device, shape: MoeShape, quant: MoeQuant, notes: list[str]) -> Iterator[_Found]:
     try:
         plain = TableName.of(place.device_name, shape, quant=quant)
     except ValueError:

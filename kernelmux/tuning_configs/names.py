@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-
 from typing import TYPE_CHECKING
 
 from kernelmux.contracts.moe_shape import MoeShape
 
 if TYPE_CHECKING:
     from kernelmux.contracts.moe_quant import MoeQuant
+    from kernelmux.tuning_configs.sidecar import OpenShape
 
 _DTYPE_WORDS = {"bfloat16": None, "float16": None, "float32": "float32"}
 
@@ -89,7 +89,9 @@ class TableName:
         return cls(*fields)  # type: ignore[arg-type]
 
     @classmethod
-    def of(cls, device_name: str, shape: MoeShape, down: bool = False, quant: MoeQuant | None = None) -> TableName:
+    def of(
+        cls, device_name: str, shape: MoeShape | OpenShape, down: bool = False, quant: MoeQuant | None = None
+    ) -> TableName:
         """The unqualified name of a shape's table on a device (its ``table_name``); ``quant`` None: unquantized."""
         if quant is None or quant.dtype is None:
             return cls(shape.E, shape.N, device_name, _DTYPE_WORDS[shape.dtype], down=down)

@@ -138,9 +138,7 @@ def _moved(m: int, tile: Tile, partner: Tile, own: Tiles, limits: _Limits) -> tu
 
 def _votes(m: int, block_m: int, tiles: Tiles) -> float:
     """How far the entries around ``m`` speak for a BLOCK_SIZE_M: the nearer along log M, the more; ``m``'s own not."""
-    return sum(
-        1 / (1 + abs(log2(key / m))) ** 2 for key, tile in tiles.items() if key != m and tile.block_m == block_m
-    )
+    return sum(1 / (1 + abs(log2(key / m))) ** 2 for key, tile in tiles.items() if key != m and tile.block_m == block_m)
 
 
 def _fitted(up: Tile, down: Tile, limits: _Limits) -> tuple[Tile, Tile]:

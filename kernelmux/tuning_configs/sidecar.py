@@ -71,7 +71,7 @@ class Sidecar:
     kernel: Mapping[str, str]  # name, source_hash
     created: str  # ISO 8601, UTC
     effort: str = ""
-    reader: str = FORMAT  # whose kernel the tiles were measured on: "kernelmux", "vllm" or "sglang"
+    reader: str = FORMAT  # for whom the files are, on whose kernel a tile was measured: "kernelmux", "vllm", "sglang"
     quant: MoeQuant = UNQUANTIZED
     sha256: Mapping[str, str] = field(default_factory=dict)  # "up", "down": of the files' bytes; the writer fills it
     points: Mapping[int, Point] = field(default_factory=dict)

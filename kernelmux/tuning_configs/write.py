@@ -14,9 +14,9 @@ from kernelmux.errors import ConfigFileError, StoreError
 from kernelmux.registry import epoch
 from kernelmux.store.files import locked, sweep, write_whole
 from kernelmux.tuning_configs import sidecar as sidecars
-from kernelmux.tuning_configs.folders import PREDICTED, folder_name
+from kernelmux.tuning_configs.folders import IMPORTED, PREDICTED, folder_name, spelled_unknown
 from kernelmux.tuning_configs.names import TableName
-from kernelmux.tuning_configs.sidecar import Sidecar
+from kernelmux.tuning_configs.sidecar import OpenShape, Sidecar
 from kernelmux.tuning_configs.table import MoeTable
 from kernelmux.tuning_configs.tile import Tile
 
@@ -47,15 +47,21 @@ def write_table(folder: Path | str, device: Device, shape: MoeShape, table: MoeT
     """
     if not sidecar.versions.get("triton"):
         raise ValueError("the sidecar's versions must name triton")
-    base = Path(folder) / PREDICTED if sidecar.source == "predicted" else Path(folder)
-    target = base / folder_name(sidecar.versions["triton"])
+    return write_pair(folder, device.table_name, table, replace(sidecar, shape=shape))
+
+
+def write_pair(folder: Path | str, device_name: str, table: MoeTable, sidecar: Sidecar) -> Written:
+    """`write_table` for a device by the name that tables carry; ``sidecar.shape`` may be open (imported tables)."""
+    shape = sidecar.shape
+    version = sidecar.versions.get("triton") or spelled_unknown()
+    base = Path(folder) / {"predicted": PREDICTED, "imported": IMPORTED}.get(sidecar.source, "")
+    target = base / folder_name(version)
     texts = {"up": render(table.up), "down": render(table.down)}
-    hashes = {side: hashlib.sha256(text.encode()).hexdigest() for side, text in texts.items()}
-    final = replace(sidecar, shape=shape, sha256=hashes)
+    final = replace(sidecar, sha256={side: digest(text) for side, text in texts.items()})
     try:
-        plain = TableName.of(device.table_name, shape)
+        plain = TableName.of(device_name, shape, quant=sidecar.quant)
     except ValueError as error:
-        raise StoreError(f"no table file can be named after {device.torch_name!r}: {error}.") from error
+        raise StoreError(f"no table file can be named after {device_name!r}: {error}.") from error
     with locked(target / ".kernelmux"):
         sweep(target)
         name = _name(target, plain, shape)
@@ -67,17 +73,27 @@ def write_table(folder: Path | str, device: Device, shape: MoeShape, table: MoeT
     return written
 
 
-def _name(folder: Path, plain: TableName, shape: MoeShape) -> TableName:
-    """The name under which this shape is in the folder already, else the plain one if free, else the qualified."""
+def digest(text: str | bytes) -> str:
+    """The hash that sidecars keep of a file."""
+    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
+
+
+def _name(folder: Path, plain: TableName, shape: MoeShape | OpenShape) -> TableName:
+    """The name under which this shape is in the folder already, else the plain one if free, else the qualified.
+
+    A shape that is not wholly known has the plain name only, and takes it.
+    """
+    if isinstance(shape, OpenShape):
+        return plain
     qualified = plain.qualified(shape)
     for name in (plain, qualified):
-        if _same_problem(folder / name.sidecar, shape):
+        if same_problem(folder / name.sidecar, shape):
             return name
     taken = any((folder / part).exists() for part in (plain.format(), plain.side(True).format(), plain.sidecar))
     return qualified if taken else plain
 
 
-def _same_problem(path: Path, shape: MoeShape) -> bool:
+def same_problem(path: Path, shape: MoeShape | OpenShape) -> bool:
     """Whether the sidecar there is of this shape; bf16 and fp16 count as one."""
     if not path.exists():
         return False
@@ -85,4 +101,4 @@ def _same_problem(path: Path, shape: MoeShape) -> bool:
         there = sidecars.load(path).shape
     except ConfigFileError:
         return False
-    return there.with_dtype(shape.dtype) == shape
+    return replace(there, dtype=shape.dtype) == shape

@@ -33,7 +33,7 @@ class ForeignTable:
 
     @property
     def entries(self) -> Mapping[int, Entry]:
-        """Token count -> entry, in the file's order; keys that are no token count and values that are no tile are out."""
+        """Token count -> entry, in the file's order, without keys that are no count and values that are no tile."""
         return MappingProxyType(
             {int(key): value for key, value in self.pairs if is_count(key) and isinstance(value, Mapping)}
         )

@@ -9,6 +9,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from kernelmux.tuning_configs import aliases
 from kernelmux.tuning_configs.document import Fault
 from kernelmux.tuning_configs.engines import entry as entries_of
 from kernelmux.tuning_configs.engines import sglang, vllm
-from kernelmux.tuning_configs.engines.entry import ENGINE_TITLES, Entry, tile_of
+from kernelmux.tuning_configs.engines.entry import Entry, tile_of
 from kernelmux.tuning_configs.engines.foreign import NOTE, ForeignTable, is_count
 from kernelmux.tuning_configs.engines.question import nearest
 from kernelmux.tuning_configs.names import TableName
@@ -83,7 +84,7 @@ def of_keys(table: ForeignTable, engine: str) -> Iterator[Fault]:
     counts = [int(key) for key, _ in table.pairs if is_count(key)]
     if not table.pairs:
         yield Fault("no_entries", "", "the table has no token counts.", "Tune the shape again.")
-    for before, after in zip(counts, counts[1:], strict=False):
+    for before, after in pairwise(counts):
         if after < before:
             message = f"M={after} follows M={before}; engines break ties by the order in the file."
             yield Fault("unsorted_keys", str(after), message, "Sort the keys by their number.")
@@ -203,10 +204,6 @@ def _snapped(entry: Mapping[str, Any]) -> dict[str, Any]:
         return min(allowed, key=lambda each: (abs(each - value), each))
 
     return {key: nearest_of(value, FLYDSL_SETS[key]) for key, value in entry.items()}
-
-
-def title(engine: str) -> str:
-    return ENGINE_TITLES[engine]
 
 
 def _list(counts: Iterable[int]) -> str:

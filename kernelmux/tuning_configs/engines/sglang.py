@@ -39,6 +39,16 @@ def device_name(torch_name: str) -> str:
     return torch_name.replace(" ", "_")
 
 
+def folder_of(path: Path) -> Path:
+    """The folder above ``configs/`` that a path means: itself, ``configs``, a version folder, or a whole SGLang."""
+    for inner in (FOLDER, Path(*FOLDER.parts[1:])):
+        if (path / inner).is_dir():
+            return path / inner
+    if path.name.startswith("triton_"):
+        path = path.absolute().parent
+    return path.absolute().parent if path.name == "configs" else path
+
+
 def file_name(question: Question, down: bool = False) -> str:
     """The name SGLang looks for. For int4 it asks with the packed width, half of N."""
     n = question.N // 2 if question.dtype == "int4_w4a16" else question.N

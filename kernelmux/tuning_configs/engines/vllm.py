@@ -29,6 +29,14 @@ def device_name(torch_name: str) -> str:
     return _H200 if "H200" in name.split("_") else name
 
 
+def folder_of(path: Path) -> Path:
+    """The folder of tables meant by a path: itself, or the one inside an unpacked or installed vLLM."""
+    for inner in (FOLDER, Path(*FOLDER.parts[1:])):
+        if (path / inner).is_dir():
+            return path / inner
+    return path
+
+
 def file_name(question: Question) -> str:
     """The one name vLLM looks for."""
     dtype = f",dtype={question.dtype}" if question.dtype else ""
@@ -91,7 +99,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def default(question: Question, m: int) -> dict[str, Any]:
-    """vLLM's ``get_default_config``; for int4 and int8 weights in groups it leaves BLOCK_SIZE_N and _K to the launch."""
+    """vLLM's ``get_default_config``; for weights in groups (int4, int8) the launch adds BLOCK_SIZE_N and _K."""
     amd = question.vendor == "amd"
     if question.dtype == "fp8_w8a8" and question.block_shape is not None:
         block_n, block_k = question.block_shape
