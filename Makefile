@@ -32,8 +32,8 @@ format: env  ## let ruff rewrite the files
 	@$(BIN)/python -m ruff check --fix .
 	@$(BIN)/python -m ruff format .
 
-bench: env  ## the cost of a decision: benchmarks/
-	@set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file; done
+bench: env  ## the cost of a decision (the kernels': see docs/benchmarks.md)
+	@$(BIN)/python benchmarks/bench_select.py
 
 clean:  ## remove the environment and every cache
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, metadata, version
 from pathlib import Path
 
@@ -47,6 +48,15 @@ def test_every_make_command_of_the_readme_exists() -> None:
     said = set(re.findall(r"\bmake ([a-z]+)\b", (ROOT / "README.md").read_text(encoding="utf-8")))
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert {"tune", "test"} <= said <= targets
+
+
+def test_what_make_bench_runs_needs_no_argument_and_no_gpu() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    run = re.findall(r"(benchmarks/\S+)", makefile)
+    assert run == ["benchmarks/bench_select.py"], "others ask for a GPU, or for a vLLM by its path"
+    done = subprocess.run([sys.executable, ROOT / run[0], "--runs", "1"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "first: median" in done.stdout
 
 
 def test_every_command_of_the_readme_exists() -> None:
