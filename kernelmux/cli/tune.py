@@ -18,6 +18,7 @@ from kernelmux.errors import BadShape, DeviceNotFound, KernelmuxError, UsageErro
 
 if TYPE_CHECKING:
     from kernelmux.autotune.result import TuneResult
+    from kernelmux.autotune.target import Target
     from kernelmux.contracts.moe_shape import MoeShape
     from kernelmux.device import Device
 
@@ -40,13 +41,16 @@ def _ms(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[
 @click.option("--shape", type=SHAPE, help="Instead of CONFIG.json: E=128,N=384,K=2048,topk=8.")
 @click.option("--activation", help="silu, gelu, gelu_tanh or relu2; from CONFIG.json, else silu.")
 @click.option("--device", help="cuda:0, a catalog name, the name torch reports, or a capability (sm120).")
-@click.option("--quant", help="Quantization scheme; only none can be tuned.")
+@click.option("--quant", help="none; for the engines also fp8_tensor, fp8_channel, fp8_block, int8_w8a8, int8_w8a16.")
 @click.option("--dtype", help="bfloat16 or float16; from CONFIG.json, else bfloat16.")
 @click.option("--offline", is_flag=True, help="Predict for a GPU that is not here: compile and rank, measure nothing.")
 @click.option("--effort", type=click.Choice(["quick", "full", "exhaustive"]), default="full", show_default=True)
 @click.option("--budget", type=click.FloatRange(min=1), help="Seconds in all; the last rungs are left out if short.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the tables; the user's own if not given.")
-@click.option("--format", "form", type=click.Choice(["kernelmux"]), default="kernelmux", show_default=True)
+@click.option("--format", "form", type=click.Choice(["kernelmux", "vllm", "sglang"]), default="kernelmux",
+              show_default=True, help="Who reads the tables: kernelmux's fused kernels, or an engine.")  # fmt: skip
+@click.option("--engine-path", type=click.Path(path_type=Path),
+              help="The engine's unpacked package, whose kernel is timed; one installed is found.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on where a killed run of the same shape and machine stopped.")
 @click.option("--journal", "journal_file", type=click.Path(path_type=Path), help="File of measurements.")
 @click.option("--replay", type=click.Path(path_type=Path), help="Take timings from this journal in place of a GPU.")
@@ -68,6 +72,7 @@ def tune(
     budget: float | None,
     out: Path | None,
     form: str,
+    engine_path: Path | None,
     resume: bool,
     journal_file: Path | None,
     replay: Path | None,
@@ -78,7 +83,8 @@ def tune(
 ) -> None:
     """Tune a fused MoE and write its tables.
 
-    They hold the tiles of both GEMMs at each token count, and select_backend reads them. On a GPU every choice is
+    They hold the tiles of both GEMMs at each token count, and select_backend reads them; with --format vllm or sglang
+    the engine does, and what is tuned is the engine's kernel or one of its structure. On a GPU every choice is
     measured; with --offline it is predicted for the GPU named by --device.
     """
     from kernelmux.reports.tuning_output import format_of
@@ -87,6 +93,7 @@ def tune(
 
     for path in reports:
         format_of(path)
+    target = _target(form, quant, engine_path, out)
     wanted = _shape(config, tp, shape, activation, dtype, quant)
     if wanted.dtype not in TUNABLE:
         raise UsageError(f"no Triton kernel multiplies {wanted.dtype} experts. Add --dtype {' or '.join(TUNABLE)}.")
@@ -99,14 +106,15 @@ def tune(
     keep = journal_file or (None if replay else journal_path())
     folder = out or config_dir()
     with _progress() as progress, Journal(keep) if keep else nullcontext() as journal:
-        options = {"effort": effort, "budget_s": budget, "out": folder, "journal": journal, "workers": workers}
+        options: dict[str, Any] = {"effort": effort, "budget_s": budget, "out": folder, "journal": journal}
+        options |= {"workers": workers, "target": target}
         if offline:
             result = _predict(wanted, device, ms, dtype is None, progress, options)
         elif replay:
             result = _replay(replay, wanted, device, ms, resume, progress, options)
         else:
             result = _measure(wanted, device, ms, dtype is None, resume, progress, options)
-    selection = _selection(result, folder, is_default=out is None)
+    selection = _for_engine(result, folder) if target.plain else _selection(result, folder, is_default=out is None)
     for path in reports:
         _report(result, path)
     emit({**result.to_json(), **selection}, as_json, lambda: _render(result, selection))
@@ -123,6 +131,47 @@ def _report(result: TuneResult, path: Path) -> None:
         note(f"wrote {file}")
 
 
+def _target(form: str, quant: str | None, engine_path: Path | None, out: Path | None) -> Target:
+    """Who reads the tables. Raises UsageError for what that reader has no use for."""
+    from kernelmux.autotune.target import Target
+    from kernelmux.contracts.moe_quant import MoeQuant
+    from kernelmux.quant import Scheme
+
+    scheme = Scheme.of(quant)
+    if form == "kernelmux":
+        if engine_path is not None:
+            raise UsageError("--engine-path goes with --format vllm or sglang: kernelmux's tables are for its kernels.")
+        if scheme.name != "none":
+            raise UsageError(
+                f"--quant {quant}: kernelmux has no fused kernel for quantized experts yet. Leave it out, or tune for "
+                "an engine with --format vllm or sglang."
+            )
+        return Target()
+    if out is None:
+        raise UsageError(f"--format {form} needs --out FOLDER, the one you will name to {form} with {_VARIABLE[form]}.")
+    found = engine_path or _installed(form)
+    return Target(form, MoeQuant.of(scheme), str(found) if found else None)  # type: ignore[arg-type]
+
+
+_VARIABLE = {"vllm": "VLLM_TUNED_CONFIG_FOLDER", "sglang": "SGLANG_MOE_CONFIG_DIR"}
+
+
+def _installed(engine: str) -> Path | None:
+    """Where the engine's package lies in this environment, without importing it."""
+    from importlib.util import find_spec
+
+    spec = find_spec(engine)
+    return Path(spec.origin).parent if spec is not None and spec.origin else None
+
+
+def _for_engine(result: TuneResult, folder: Path) -> dict[str, Any]:
+    """How the engine is told of its tables."""
+    form = result.target.format
+    if result.source == "predicted":
+        return {"selection": None, "selection_note": f"a prediction: move it to where {form} looks once you trust it"}
+    return {"selection": None, "selection_note": f"start {form} with {_VARIABLE[form]}={folder.resolve()}"}
+
+
 def _shape(
     config: Path | None,
     tp: int | None,
@@ -133,10 +182,7 @@ def _shape(
 ) -> MoeShape:
     from kernelmux.autotune.model_config import dtype_word, moe_shape_of
     from kernelmux.contracts.moe_shape import MoeShape
-    from kernelmux.quant import Scheme
 
-    if Scheme.of(quant).name != "none":
-        raise UsageError(f"--quant {quant}: tables for quantized experts are not tuned yet. Leave it out, or use none.")
     word = dtype_word(dtype) if dtype else None
     if (config is None) == (axes is None):
         raise UsageError("give either a model's CONFIG.json or --shape E=..,N=..,K=..,topk=.. (not both).")
@@ -204,8 +250,9 @@ def _measure(
 
     device = _live(spec)
     shape = _for_units(shape, device, progress) if free else shape
-    bench = LiveBench(shape, device)
-    progress(f"tuning {shape.brief()} on {device.torch_name}")
+    target: Target = options["target"]
+    bench = LiveBench(shape, device, variant=target.variant)
+    progress(f"tuning {shape.brief()} on {device.torch_name}: {target.variant.brief()}")
     try:
         return tune_moe(
             shape, device, bench=bench, resume=resume, progress=progress, **options, **({"ms": ms} if ms else {})
@@ -298,6 +345,9 @@ def _render(result: TuneResult, selection: dict[str, Any]) -> None:
         say(f"select_backend now picks {chosen['kernel']} with {chosen['config_source']} tiles{where}: {chosen['why']}")
         if chosen["config_path"] not in map(str, result.paths):
             say(f"They are those of {chosen['config_path']}, not the ones just {_made(result)}.")
+    elif result.target.plain:
+        how = "tuned" if measured else "compiled"
+        say(f"{result.target.variant.kernel_name} was {how}; {selection['selection_note']}.")
     else:
         say(f"select_backend cannot use it here: {selection['selection_note']}")
 
