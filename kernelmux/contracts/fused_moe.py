@@ -29,19 +29,11 @@ OP = Op(
     axes=("M", "E", "N", "K", "topk"),
     token_axis="M",
     schemes=frozenset(
-        {
-            "none",
-            "fp8_tensor",
-            "fp8_channel",
-            "fp8_block",
-            "int8_w8a8",
-            "int8_w8a16",
-            "int4_w4a16",
-            "nvfp4",
-            "nvfp4_w4a16",
-            "mxfp4",
-        }
-    ),  # fmt: skip
+        (
+            *("none", "fp8_tensor", "fp8_channel", "fp8_block", "int8_w8a8", "int8_w8a16"),
+            *("int4_w4a16", "nvfp4", "nvfp4_w4a16", "mxfp4"),
+        )
+    ),
     dtypes=("bfloat16", "float16", "float32"),
     activations=ACTIVATIONS,
     tolerance={

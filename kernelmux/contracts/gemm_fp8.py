@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 BLOCK = 128
 
 _WHY = (
-    "one row against fp32 on the same quantized operands, relative L2: the output is rounded once; a value of x next "
+    "against fp32 on the same quantized operands: the output is rounded once; a value of x next "
     "to a rounding boundary of e4m3 may fall on either side, 1/16 to 1/8 of it apart; 9.0 adds products up with 14 "
     "bits; a kernel that leaves x unquantized lies 2.6% away"
 )

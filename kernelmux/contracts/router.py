@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 SCORINGS = ("softmax", "sigmoid")
 
-_SUM = "one row against fp32, relative L2: products of the given operands summed in fp32; only the order of summation"
-_SCORES = "one row of weights, relative L2: fp32 throughout; exp differs in the last places. The ids are exact"
+_SUM = "products of the given operands summed in fp32; only the order of summation"
+_SCORES = "of the weights: fp32 throughout; exp differs in the last places. The ids are exact"
 _HERE, _MATH = "kernelmux.contracts.router", "kernelmux.contracts.router_math"
 
 ROUTER_GEMM = Op(

@@ -9,7 +9,12 @@ from kernelmux.registry.value import Value
 
 
 class Tolerance(Value):
-    """How far a kernel may be from the fp32 reference, and the reason for the number."""
+    """How far a kernel may be from the fp32 reference, and the reason for the number.
+
+    It holds for each row (last dimension) of each floating-point output: the L2 norm of its error is at most
+    ``rtol`` times the norm of the reference's row, plus ``atol`` for each element (times the root of their number).
+    Other outputs (ids, packed values) are equal.
+    """
 
     rtol: float
     atol: float

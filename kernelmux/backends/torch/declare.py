@@ -6,13 +6,19 @@ means ``[torch, cast_before_mul]``, the rounding of Hugging Face's modelling cod
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 from ...registry import ANY, DtypeIn, Kernel, NeedsPackage, Numerics, OnCapability, SchemeIn
 from ...registry.requirements import Requirement
+
+if TYPE_CHECKING:
+    from ...device import Capability
 
 _TORCH = NeedsPackage("torch", ">=2.4", to_run=True, install="pip install 'kernelmux[torch]'")
 _FLOATS = DtypeIn(frozenset({"bfloat16", "float16", "float32"}))
 _HERE = "kernelmux.backends.torch"
-_ON_CPU = {"cpu": "measured"}
+_ON_CPU: Mapping[Capability | str, str] = {"cpu": "measured"}
 _EXACT_MATH = frozenset({"deterministic", "no_fast_math"})
 
 _PRODUCT = {
@@ -74,7 +80,11 @@ KERNELS = (
         prepare="kernelmux.backends.torch.fused_moe:prepare",
         layout="experts-hf",
         evidence=_ON_CPU,
-        requirements=(OnCapability(ANY), SchemeIn(frozenset({"none"}), why="it multiplies weights of x's dtype"), _TORCH),
+        requirements=(
+            OnCapability(ANY),
+            SchemeIn(frozenset({"none"}), why="it multiplies weights of x's dtype"),
+            _TORCH,
+        ),
         numerics=Numerics(
             rounding=("each matrix product", "activated inner rows", "output"), promises=frozenset({"routing_outside"})
         ),
