@@ -142,7 +142,14 @@ def _run(args: list[str], debug: bool) -> int:
         return _say(f"{type(error).__name__}: {what}. {BUG_TRACKER_HINT}", 1)
 
 
+# What a group without a command raises; click before 8.2 printed the help itself.
+_NO_COMMAND: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+
+
 def _usage(error: click.UsageError) -> int:
+    if isinstance(error, _NO_COMMAND):
+        _quietly(lambda: click.echo(error.format_message(), err=True))
+        return 2
     hint = f" Try `{error.ctx.command_path} --help`." if error.ctx is not None else ""
     return _say(f"{error.format_message()}{hint}", 2)
 

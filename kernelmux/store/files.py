@@ -25,6 +25,7 @@ _REMEDIES = {
     errno.EPERM: ("no permission", "Choose a folder that you may write to."),
     errno.EROFS: ("the file system is read-only", "Choose a folder that you may write to."),
     errno.ENOTDIR: ("a part of the path is a file, not a folder", "Choose another folder."),
+    errno.EEXIST: ("a file stands where a folder should be", "Choose another folder."),
     errno.EISDIR: ("it is a folder", "Name a file."),
     errno.ENOENT: ("a part of the path does not exist", "Create it, or choose another folder."),
     errno.ENAMETOOLONG: ("the name is too long for this file system", "Choose a shorter name."),

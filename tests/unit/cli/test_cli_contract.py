@@ -92,6 +92,14 @@ def test_version_is_the_packages(capsys: Capture) -> None:
     assert capsys.readouterr().out == f"kernelmux {km.__version__}\n"
 
 
+@pytest.mark.parametrize("words", [[], ["configs"]])
+def test_no_command_shows_the_help_and_is_a_usage_error(words: list[str], capsys: Capture) -> None:
+    assert main(words) == 2
+    shown = "".join(capsys.readouterr())
+    assert shown.startswith("Usage: kernelmux")
+    assert "Commands:" in shown
+
+
 def test_an_unknown_command_is_a_usage_error_that_lists_the_commands(capsys: Capture) -> None:
     assert main(["chooose"]) == 2
     err = capsys.readouterr().err

@@ -289,6 +289,12 @@ def test_a_closed_journal_says_so(path: Path) -> None:
         journal.runs()
 
 
+def test_a_file_in_place_of_the_folder_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(StoreError, match=r"a file stands where a folder should be\. Choose another folder"):
+        Journal(tmp_path / "cache" / "journal.sqlite")
+
+
 def test_a_journal_that_cannot_be_begun_leaves_no_empty_file(path: Path) -> None:
     code = "import resource, sys; from kernelmux.store.journal import Journal\n"
     code += "resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512)); Journal(sys.argv[1])"
