@@ -134,6 +134,7 @@ def _report(result: TuneResult, path: Path) -> None:
 def _target(form: str, quant: str | None, engine_path: Path | None, out: Path | None) -> Target:
     """Who reads the tables. Raises UsageError for what that reader has no use for."""
     from kernelmux.autotune.target import Target
+    from kernelmux.backends.triton import engine_kernels
     from kernelmux.contracts.moe_quant import MoeQuant
     from kernelmux.quant import Scheme
 
@@ -149,19 +150,11 @@ def _target(form: str, quant: str | None, engine_path: Path | None, out: Path | 
         return Target()
     if out is None:
         raise UsageError(f"--format {form} needs --out FOLDER, the one you will name to {form} with {_VARIABLE[form]}.")
-    found = engine_path or _installed(form)
+    found = engine_path or engine_kernels.installed(form)
     return Target(form, MoeQuant.of(scheme), str(found) if found else None)  # type: ignore[arg-type]
 
 
 _VARIABLE = {"vllm": "VLLM_TUNED_CONFIG_FOLDER", "sglang": "SGLANG_MOE_CONFIG_DIR"}
-
-
-def _installed(engine: str) -> Path | None:
-    """Where the engine's package lies in this environment, without importing it."""
-    from importlib.util import find_spec
-
-    spec = find_spec(engine)
-    return Path(spec.origin).parent if spec is not None and spec.origin else None
 
 
 def _for_engine(result: TuneResult, folder: Path) -> dict[str, Any]:
