@@ -101,7 +101,7 @@ class Awq(Rule):
 
 
 class Gptq(Rule):
-    """``gptq``: ``dynamic`` maps regular expressions to a layer's own values, or with ``-:`` skips it; the first decides.
+    """``gptq``: ``dynamic`` maps regular expressions to a layer's own values, or skips it (``-:``); the first decides.
 
     They match from the start of the path (vLLM ``gptq_utils.py`` ``get_dynamic_override``).
     ``modules_in_block_to_quantize``, where given, lists what is quantized, as substrings
