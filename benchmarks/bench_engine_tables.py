@@ -1,7 +1,7 @@
-"""A table tuned for an engine beside the one it ships and its default heuristic, in the engine's own kernel, in one run.
+"""A table tuned for an engine beside the one it ships and its default, in the engine's own kernel, in one run.
 
-    python benchmarks/bench_engine_tables.py --format vllm --engine-path UNPACKED/vllm --shape E=128,N=384,K=2048,topk=8 \
-        --tuned FOLDER --shipped UNPACKED/vllm/model_executor/layers/fused_moe/configs --out result.json
+    python benchmarks/bench_engine_tables.py --format vllm --engine-path VLLM --shape E=128,N=384,K=2048,topk=8 \
+        --tuned FOLDER --shipped VLLM/model_executor/layers/fused_moe/configs --out result.json
 
 At each M the tiles of all three run interleaved on both sides; a gain is 1 - median(tuned) / median(other) over
 up + down, its 95% interval from resampling rounds in pairs. Look-ups are the engine's: nearest key, exact file name.
