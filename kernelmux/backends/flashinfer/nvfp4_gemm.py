@@ -1,0 +1,161 @@
+"""nvfp4_gemm through FlashInfer: mm_fp4 (x quantized inside) and mm_bf16_fp4 (x as it is)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .layouts import EPILOGUE_TILE_M, flashinfer, scalar, swizzle_128x4
+
+if TYPE_CHECKING:
+    from torch import Tensor, dtype
+
+GROUP = 16
+
+
+class Fp4Weights(NamedTuple):
+    """Weights in the layout of one family of kernels; global scales are fp32 [1]."""
+
+    w: Tensor  # u8 [N, K/2], rows as the kernel wants them
+    w_scale: Tensor  # e4m3 [N up to 128, K/16 up to 4], in the kernel's order
+    alpha: Tensor  # w_global_scale * input_scale
+    x_global: Tensor  # 1 / input_scale, which fp4_quantize multiplies by
+    n: int
+
+
+class W4A16Weights(NamedTuple):
+    """What ``prepare_bf16_fp4_weights`` returned."""
+
+    w: Tensor
+    w_scale: Tensor
+    alpha: Tensor | None
+    n: int
+
+
+def prepare_swizzled(
+    device: object = None, *, w: Tensor, w_scale: Tensor, w_global_scale: Tensor, input_scale: Tensor
+) -> Fp4Weights:
+    """w u8 [N, K/2], w_scale e4m3 [N, K/16], dequantizing scales fp32: scales in blocks of 128 x 4."""
+    return _with_scales(w.contiguous(), swizzle_128x4(w_scale), w_global_scale, input_scale, w.shape[0])
+
+
+def prepare_shuffled(
+    device: object = None, *, w: Tensor, w_scale: Tensor, w_global_scale: Tensor, input_scale: Tensor
+) -> Fp4Weights:
+    """The same for trtllm-gen, whose rows and scales are permuted within tiles of 128."""
+    import torch
+
+    library = flashinfer()
+    rows = library.shuffle_matrix_a(w.contiguous().view(torch.uint8), EPILOGUE_TILE_M)
+    scales = library.shuffle_matrix_sf_a(w_scale.contiguous().view(torch.uint8), EPILOGUE_TILE_M, GROUP)
+    scales = scales.reshape(w_scale.shape).view(w_scale.dtype)
+    return _with_scales(rows, scales, w_global_scale, input_scale, w.shape[0])
+
+
+def _with_scales(rows: Tensor, scales: Tensor, w_global: Any, x_scale: Any, n: int) -> Fp4Weights:
+    x_scale = scalar(x_scale, rows)
+    return Fp4Weights(rows, scales, scalar(w_global, rows) * x_scale, 1.0 / x_scale, n)
+
+
+def _run(
+    x: Tensor,
+    weights: Fp4Weights,
+    out_dtype: dtype | None,
+    backend: str,
+) -> Tensor:
+    """x [..., K] bf16 or fp16 -> [..., N]. The global scale goes in as fp32: FlashInfer once misread bf16 (#3398)."""
+    library = flashinfer()
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    values, scales = library.fp4_quantize(
+        rows,
+        global_scale=weights.x_global,
+        sf_vec_size=GROUP,
+        sf_use_ue8m0=False,
+        is_sf_swizzled_layout=True,
+        is_sf_8x4_layout=False,
+        backend="cuda",
+        nvfp4_4over6=None,  # else an environment variable decides
+    )
+    out = library.mm_fp4(
+        values,
+        weights.w.T,
+        scales,
+        weights.w_scale.T,
+        alpha=weights.alpha,
+        out_dtype=x.dtype if out_dtype is None else out_dtype,
+        block_size=GROUP,
+        use_8x4_sf_layout=False,
+        backend=backend,
+        use_nvfp4=True,
+    )
+    return out.reshape(*x.shape[:-1], weights.n)
+
+
+def run_cutlass(x: Tensor, weights: Fp4Weights, *, config: Any = None, out_dtype: dtype | None = None) -> Tensor:
+    return _run(x, weights, out_dtype, "cutlass")
+
+
+def run_cudnn(x: Tensor, weights: Fp4Weights, *, config: Any = None, out_dtype: dtype | None = None) -> Tensor:
+    return _run(x, weights, out_dtype, "cudnn")
+
+
+def run_trtllm(x: Tensor, weights: Fp4Weights, *, config: Any = None, out_dtype: dtype | None = None) -> Tensor:
+    return _run(x, weights, out_dtype, "trtllm")
+
+
+def run_cutedsl(x: Tensor, weights: Fp4Weights, *, config: Any = None, out_dtype: dtype | None = None) -> Tensor:
+    return _run(x, weights, out_dtype, "cute-dsl")
+
+
+def run_cutedsl_low_latency(
+    x: Tensor, weights: Fp4Weights, *, config: Any = None, out_dtype: dtype | None = None
+) -> Tensor:
+    return _run(x, weights, out_dtype, "cutedsl_low_latency")
+
+
+def run_b12x(x: Tensor, weights: Fp4Weights, *, config: Any = None, out_dtype: dtype | None = None) -> Tensor:
+    return _run(x, weights, out_dtype, "b12x")
+
+
+def prepare_w4a16_cutedsl(
+    device: object = None, *, w: Tensor, w_scale: Tensor, w_global_scale: Tensor, input_scale: Tensor | None = None
+) -> W4A16Weights:
+    """An input scale is read by nobody here: x stays as it is."""
+    return _prepare_w4a16(w, w_scale, w_global_scale, "cute-dsl")
+
+
+def prepare_w4a16_cudnn(
+    device: object = None, *, w: Tensor, w_scale: Tensor, w_global_scale: Tensor, input_scale: Tensor | None = None
+) -> W4A16Weights:
+    """An input scale is read by nobody here: x stays as it is."""
+    return _prepare_w4a16(w, w_scale, w_global_scale, "cudnn")
+
+
+def _prepare_w4a16(w: Tensor, w_scale: Tensor, w_global_scale: Tensor, backend: str) -> W4A16Weights:
+    gemm = flashinfer("gemm")
+    rows, scales, alpha = gemm.prepare_bf16_fp4_weights(
+        w.contiguous(), swizzle_128x4(w_scale), scalar(w_global_scale, w), backend=backend, block_size=GROUP
+    )
+    return W4A16Weights(rows, scales, alpha, w.shape[0])
+
+
+def _run_w4a16(x: Tensor, weights: W4A16Weights, out_dtype: dtype | None, backend: str) -> Tensor:
+    out = flashinfer("gemm").mm_bf16_fp4(
+        x.reshape(-1, x.shape[-1]).contiguous(),
+        weights.w,
+        weights.w_scale,
+        weights.alpha,
+        backend=backend,
+        out_dtype=x.dtype if out_dtype is None else out_dtype,
+        block_size=GROUP,
+    )
+    return out.reshape(*x.shape[:-1], weights.n)
+
+
+def run_w4a16_cutedsl(
+    x: Tensor, weights: W4A16Weights, *, config: Any = None, out_dtype: dtype | None = None
+) -> Tensor:
+    return _run_w4a16(x, weights, out_dtype, "cute-dsl")
+
+
+def run_w4a16_cudnn(x: Tensor, weights: W4A16Weights, *, config: Any = None, out_dtype: dtype | None = None) -> Tensor:
+    return _run_w4a16(x, weights, out_dtype, "cudnn")
