@@ -66,13 +66,12 @@ def of_result(
     model: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """The report of a run that has just ended."""
-    from kernelmux.autotune.emit import KERNEL
     from kernelmux.autotune.run import versions_of
 
     seen = result.fingerprint
     provenance = Provenance(
         driver=seen.get("driver") or result.device.driver, versions=versions_of(seen),
-        kernel={"name": KERNEL, "source_hash": seen.get("kernel", "")}, command=command,
+        kernel={"name": result.target.variant.kernel_name, "source_hash": seen.get("kernel", "")}, command=command,
         files=[path.name for path in result.paths],
     )  # fmt: skip
     return build(

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernelmux.autotune.emit import KERNEL
 from kernelmux.contracts.moe_shape import MoeShape
 from kernelmux.errors import BadShape, ConfigFileError, UnknownDevice
 from kernelmux.reports import ceilings as ceilings_file
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from kernelmux.device import Device
     from kernelmux.tuning_configs.sidecar import Sidecar
 
+_OLD = "kernelmux.fused_moe[triton]"  # the only kernel when the output of tune did not name one
 _WANTED = "Give a tuned table, its .meta.json, or what `kernelmux tune --json` printed."
 
 
@@ -114,7 +114,7 @@ def _read_output(path: Path) -> tuple[None, dict[str, Any], Provenance]:
     versions = whole.get("versions") or {key: seen[key] for key in ("triton", "torch", "cuda") if key in seen}
     provenance = Provenance(
         driver=whole.get("driver") or seen.get("driver"), versions=versions if isinstance(versions, dict) else {},
-        kernel={"name": KERNEL, "source_hash": str(seen["kernel"])} if seen.get("kernel") else None,
+        kernel={"name": str(raw.get("kernel") or _OLD), "source_hash": str(seen["kernel"])} if "kernel" in seen else None,
         created=str(whole.get("date") or ""), command=str(whole.get("command") or ""),
         host=str(whole.get("host") or ""), files=[Path(str(p)).name for p in raw.get("paths") or ()],
     )  # fmt: skip
