@@ -11,7 +11,7 @@ from kernelmux.device import Device, catalog
 from kernelmux.policies.policy import Policy, fault_of
 from kernelmux.policies.releases import none_released
 from kernelmux.policies.resolve import complete
-from kernelmux.policies.rule import BadRule, Rule
+from kernelmux.policies.rule import TRAITS, BadRule, Rule
 from kernelmux.quant import Scheme
 from kernelmux.registry.decision import Rejected
 from kernelmux.registry.kernel import BACKENDS, Kernel
@@ -108,7 +108,7 @@ def _names(rule: Rule, registry: Registry) -> Iterator[Fault]:
     """Words that are neither a backend nor a kernel of the op."""
     named = {kernel.name for kernel in registry.kernels(rule.op)}
     for words in rule.names:
-        if words not in BACKENDS and words not in named:
+        if words not in BACKENDS and words not in named and not (rule.forbid and words in TRAITS):
             message = f"{words!r} is no backend and no kernel of {rule.op}."
             known = ", ".join((*BACKENDS, *sorted(named)))
             yield Fault(rule.id, "unknown_backend", message, f"Known: {known}.", _verb(rule))

@@ -158,6 +158,11 @@ def _conditions(decision: Decision) -> tuple[str, ...]:
     return decision.conditions if isinstance(decision, Conditional) else ()
 
 
+def speaks_of(word: str, kernel: Kernel) -> bool:
+    """Whether a word of a rule means this kernel: its backend, its name, or (to forbid) a trait of it."""
+    return word in (kernel.backend, kernel.name) or (word == "fast_math" and kernel.numerics.fast_math)
+
+
 def _named(words: str, kernels: Iterable[Kernel]) -> list[Kernel]:
     """The kernels that a backend or a kernel name means, by name; an unconditional one is not preferred."""
     return [kernel for kernel in kernels if words in (kernel.backend, kernel.name)]
@@ -260,7 +265,7 @@ def _forbidden(
         told = f" in {rule.origin[0]}" if rule.origin else ""
         no = Rejected("forbidden", f"rule {rule.id}{told} forbids it: {rule.why}", "change that rule")
         judged = [
-            (k, no if not isinstance(d, Rejected) and (k.backend in rule.forbid or k.name in rule.forbid) else d)
+            (k, no if not isinstance(d, Rejected) and any(speaks_of(word, k) for word in rule.forbid) else d)
             for k, d in judged
         ]
     return judged

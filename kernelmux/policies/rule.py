@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 VENDORS = ("nvidia", "amd", "cpu")
 WHEN_KEYS = ("op", "scheme", "capability", "vendor", "tokens", "dtype", "activation", "demands", "shape")
+TRAITS = ("fast_math",)  # of a kernel's declared numerics: words that may be forbidden
 VERBS = ("prefer", "forbid", "pin")
 POSITIONS = ("before", "after")
 RULE_KEYS = ("id", "when", *VERBS, "why", "evidence", "holds_for", *POSITIONS)
@@ -40,7 +41,7 @@ class Rule(Value):
     """What is preferred, forbidden or pinned under a condition. None in a condition means "any".
 
     - ``prefer``: backends or kernel names, best first; the first that can run is taken
-    - ``forbid``: backends or kernel names that are no candidates, whoever would choose them
+    - ``forbid``: backends, kernel names or TRAITS that are no candidates, whoever would choose them
     - ``pin``: one backend or kernel that is taken or, where it cannot run, an error
 
     ``tokens`` is the lowest and highest token count, both included; ``shape`` the same for other axes. ``demands`` are
