@@ -9,10 +9,7 @@ library of 93 MB; for relu2 the stand-in is one kernel where vLLM's layer launch
 
 from __future__ import annotations
 
-import ast
 import json
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,8 @@ import torch
 import triton
 import triton.language as tl
 
-_FUNCTIONS = ("write_zeros_to_output", "fused_moe_kernel")
+from kernelmux.backends.triton import engine_kernels
+
 _MOE = Path("model_executor/layers/fused_moe")
 
 
@@ -39,24 +37,8 @@ def _activation(out, hidden, N, GATED: tl.constexpr, BLOCK: tl.constexpr):
 
 
 def load_kernel(package: Path) -> Any:
-    """The package's ``fused_moe_kernel``, from its source alone: importing vllm would pull all of it."""
-    source = (package / _MOE / "fused_moe.py").read_text()
-    tree = ast.parse(source)
-    lines = source.splitlines()
-    parts = ["import triton", "import triton.language as tl", ""]
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name in _FUNCTIONS:
-            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-            parts += [*lines[first - 1 : node.end_lineno], ""]
-    folder = Path(tempfile.gettempdir()) / "kernelmux-vllm-peer"
-    folder.mkdir(exist_ok=True)
-    file = folder / "vllm_fused_moe_kernel.py"  # a fixed path: Triton's cache key holds the source, not the place
-    if not file.exists() or file.read_text() != "\n".join(parts):
-        file.write_text("\n".join(parts))
-    sys.path.insert(0, str(folder))
-    import vllm_fused_moe_kernel
-
-    return vllm_fused_moe_kernel.fused_moe_kernel
+    """The package's ``fused_moe_kernel``, as it stands there: importing vllm would pull in all of it."""
+    return engine_kernels.load("vllm", str(package), as_is=True)
 
 
 def load_operators(package: Path) -> None:

@@ -82,8 +82,11 @@ def release(structure: str, path: str | Path) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def source(structure: str, path: str) -> str:
-    """The kernel's functions as a module of their own. Raises UsageError when the file lacks them."""
+def source(structure: str, path: str, as_is: bool = False) -> str:
+    """The kernel's functions as a module of their own. Raises UsageError when the file lacks them.
+
+    ``as_is`` leaves the decorator untouched too.
+    """
     file = source_file(structure, path)
     try:
         text = file.read_text(encoding="utf-8")
@@ -98,16 +101,17 @@ def source(structure: str, path: str) -> str:
             decorators = [line.strip() for line in lines[first - 1 : node.lineno - 1] if line.strip()]
             if node.name == KERNEL and decorators != [_JIT]:
                 raise UsageError(f"{file}: {KERNEL} is decorated with {decorators}, not with {_JIT} alone.")
-            parts += [_DECORATOR if node.name == KERNEL else _JIT, *lines[node.lineno - 1 : node.end_lineno], ""]
+            ours = node.name == KERNEL and not as_is
+            parts += [_DECORATOR if ours else _JIT, *lines[node.lineno - 1 : node.end_lineno], ""]
     if found != set(_FUNCTIONS):
         raise UsageError(f"{file} has no {', '.join(sorted(set(_FUNCTIONS) - found))}: this release is not known here.")
     return "\n".join(parts)
 
 
 @functools.lru_cache(maxsize=8)
-def load(structure: str, path: str) -> Any:
+def load(structure: str, path: str, as_is: bool = False) -> Any:
     """The engine's kernel as a Triton JITFunction. Imports triton."""
-    text = source(structure, path)
+    text = source(structure, path, as_is)
     name = f"kernelmux_{structure}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     file = cache_dir() / "engine-kernels" / f"{name}.py"
     if not file.is_file() or file.read_text(encoding="utf-8") != text:

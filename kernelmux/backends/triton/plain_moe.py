@@ -107,41 +107,56 @@ def run(
     """
     import torch
 
-    w1, w2 = weights.w1, weights.w2
-    topk = topk_ids.shape[1]
-    shape = MoeShape(
-        w1.shape[0], w2.shape[2], x.shape[1], topk, activation, str(x.dtype).removeprefix("torch."),
-    )  # fmt: skip
-    make = torch.empty if allocate is None else allocate
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     if x.shape[0] == 0:
         return out
     if capability is None and x.is_cuda:
         capability = Capability(*torch.cuda.get_device_capability(x.device))
-    quant, up, down = variant.quant, config.up, config.down
-    ids, pair_weights = topk_ids.contiguous(), topk_weights.contiguous().float()
-    routes = arrange(variant, shape, pair_weights, ids, up.block_m, expert_map)
+    shape = MoeShape(
+        weights.w1.shape[0], weights.w2.shape[2], x.shape[1], topk_ids.shape[1], activation,
+        str(x.dtype).removeprefix("torch."),
+    )  # fmt: skip
+    pair_weights = topk_weights.contiguous().float()
+    routes = arrange(variant, shape, pair_weights, topk_ids.contiguous(), config.up.block_m, expert_map)
+    forward(
+        variant, shape, x.contiguous(), weights, out, routes, config=config, capability=capability,
+        scale=routed_scaling_factor, allocate=torch.empty if allocate is None else allocate,
+    )  # fmt: skip
+    return out
+
+
+def forward(
+    variant: MoeVariant,
+    shape: MoeShape,
+    x: Tensor,  # [M, K]
+    weights: PlainWeights,
+    out: Tensor,  # [M, K]
+    routes: Routes,
+    *,
+    config: MoeConfig,
+    capability: Capability | None,
+    scale: float = 1.0,
+    allocate: Callable[..., Tensor],
+) -> None:
+    """Everything after the sort, into ``out``."""
+    quant, up, down, ids = variant.quant, config.up, config.down, routes.topk_ids
     sorted_inner = variant.structure == "sglang" and down.use_tma
     pairs = ids.numel()
     rows = pairs if routes.sorted is None or not sorted_inner else routes.sorted.rows
 
-    a, a_scale = x.contiguous(), None
-    if quant.quantizes_activations:
-        a, a_scale = plain_launch.quantize(a, quant, weights.a1_scale)
-    hidden = make((rows, shape.up_n), dtype=x.dtype, device=x.device)
+    a, a_scale = plain_launch.quantize(x, quant, weights.a1_scale) if quant.quantizes_activations else (x, None)
+    hidden = allocate((rows, shape.up_n), dtype=x.dtype, device=x.device)
     gemm(
-        variant, shape, "up", up, capability, routes, a, a_scale, w1, weights.w1_scale, hidden,
+        variant, shape, "up", up, capability, routes, a, a_scale, weights.w1, weights.w1_scale, hidden,
         weighted=False, sorted_inner=sorted_inner,
     )  # fmt: skip
-    inner = make((rows, shape.N), dtype=x.dtype, device=x.device)
-    plain_launch.activate(shape, hidden, inner, ids, expert_map, routes.sorted if sorted_inner else None)
-    a, a_scale = inner, None
+    a, a_scale = allocate((rows, shape.N), dtype=x.dtype, device=x.device), None
+    plain_launch.activate(shape, hidden, a, ids, routes.expert_map, routes.sorted if sorted_inner else None)
     if quant.quantizes_activations:
-        a, a_scale = plain_launch.quantize(inner, quant, weights.a2_scale)
-    pair_out = make((pairs, shape.K), dtype=x.dtype, device=x.device)
+        a, a_scale = plain_launch.quantize(a, quant, weights.a2_scale)
+    pair_out = allocate((pairs, shape.K), dtype=x.dtype, device=x.device)
     gemm(
-        variant, shape, "down", down, capability, routes, a, a_scale, w2, weights.w2_scale, pair_out,
+        variant, shape, "down", down, capability, routes, a, a_scale, weights.w2, weights.w2_scale, pair_out,
         weighted=True, sorted_inner=sorted_inner,
     )  # fmt: skip
-    reduce_pairs(pair_out, out, ids, shape.E, expert_map, routed_scaling_factor)
-    return out
+    reduce_pairs(pair_out, out, ids, shape.E, routes.expert_map, scale)
