@@ -112,9 +112,10 @@ def _read_output(path: Path) -> tuple[None, dict[str, Any], Provenance]:
         raise ConfigFileError(path, "", "this is neither a tuned table nor an output of tune.", _WANTED)
     seen = raw["fingerprint"] if isinstance(raw.get("fingerprint"), dict) else {}
     versions = whole.get("versions") or {key: seen[key] for key in ("triton", "torch", "cuda") if key in seen}
+    kernel = {"name": str(raw.get("kernel") or _OLD), "source_hash": str(seen.get("kernel"))}
     provenance = Provenance(
         driver=whole.get("driver") or seen.get("driver"), versions=versions if isinstance(versions, dict) else {},
-        kernel={"name": str(raw.get("kernel") or _OLD), "source_hash": str(seen["kernel"])} if "kernel" in seen else None,
+        kernel=kernel if seen.get("kernel") else None,
         created=str(whole.get("date") or ""), command=str(whole.get("command") or ""),
         host=str(whole.get("host") or ""), files=[Path(str(p)).name for p in raw.get("paths") or ()],
     )  # fmt: skip
