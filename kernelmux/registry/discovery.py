@@ -22,24 +22,28 @@ from kernelmux.registry.registry import Registry
 GROUP = "kernelmux.kernels"
 
 _CONTRACTS, _BACKENDS = "kernelmux.contracts.", "kernelmux.backends."
-_TORCH, _TRITON = f"{_BACKENDS}torch.declare", f"{_BACKENDS}triton.declare"
+_FLASHINFER_GEMM = f"{_BACKENDS}flashinfer.declare_gemm"
+_FLASHINFER_MOE = f"{_BACKENDS}flashinfer.declare_moe"
+_FLASHINFER_SMALL = f"{_BACKENDS}flashinfer.declare_small"
+_TORCH = f"{_BACKENDS}torch.declare"
+_TRITON = f"{_BACKENDS}triton.declare"
 
 # Op -> the module of its contract, then those that declare kernels of it: OP (or OPS) and KERNELS. They import types
 # and facts, never what runs, and are read when the op is first asked for: each costs a first selection 1 ms.
 BUILTIN: Mapping[str, tuple[str, ...]] = {
-    "fused_moe": (f"{_CONTRACTS}fused_moe", _TORCH, _TRITON),
-    "nvfp4_gemm": (f"{_CONTRACTS}nvfp4", _TORCH),
-    "nvfp4_quantize": (f"{_CONTRACTS}nvfp4", _TORCH),
-    "fp8_gemm": (f"{_CONTRACTS}gemm_fp8", _TORCH),
-    "rms_norm": (f"{_CONTRACTS}norms", _TORCH),
-    "fused_add_rms_norm": (f"{_CONTRACTS}norms", _TORCH),
+    "fused_moe": (f"{_CONTRACTS}fused_moe", _TORCH, _TRITON, _FLASHINFER_MOE),
+    "nvfp4_gemm": (f"{_CONTRACTS}nvfp4", _TORCH, _FLASHINFER_GEMM),
+    "nvfp4_quantize": (f"{_CONTRACTS}nvfp4", _TORCH, _FLASHINFER_GEMM),
+    "fp8_gemm": (f"{_CONTRACTS}gemm_fp8", _TORCH, _FLASHINFER_GEMM),
+    "rms_norm": (f"{_CONTRACTS}norms", _TORCH, _FLASHINFER_SMALL),
+    "fused_add_rms_norm": (f"{_CONTRACTS}norms", _TORCH, _FLASHINFER_SMALL),
     "gated_rms_norm": (f"{_CONTRACTS}norms", _TORCH),
-    "silu_and_mul": (f"{_CONTRACTS}activations", _TORCH),
-    "gelu_and_mul": (f"{_CONTRACTS}activations", _TORCH),
-    "gelu_tanh_and_mul": (f"{_CONTRACTS}activations", _TORCH),
+    "silu_and_mul": (f"{_CONTRACTS}activations", _TORCH, _FLASHINFER_SMALL),
+    "gelu_and_mul": (f"{_CONTRACTS}activations", _TORCH, _FLASHINFER_SMALL),
+    "gelu_tanh_and_mul": (f"{_CONTRACTS}activations", _TORCH, _FLASHINFER_SMALL),
     "relu2": (f"{_CONTRACTS}activations", _TORCH),
-    "router_gemm": (f"{_CONTRACTS}router", _TORCH),
-    "topk": (f"{_CONTRACTS}router", _TORCH),
+    "router_gemm": (f"{_CONTRACTS}router", _TORCH, _FLASHINFER_GEMM),
+    "topk": (f"{_CONTRACTS}router", _TORCH, _FLASHINFER_SMALL),
 }
 
 
