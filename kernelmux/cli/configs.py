@@ -71,7 +71,8 @@ def _say_reports(reports: list[FileReport]) -> None:
     if not reports:
         say("No table found.")
     else:
-        say(f"{len(reports)} files, {faulty} with faults." if faulty else f"{len(reports)} files, all sound.")
+        files = f"{len(reports)} file{'s' if len(reports) > 1 else ''}"
+        say(f"{files}, {faulty} with faults." if faulty else f"{files}, sound.")
 
 
 @configs.command()
@@ -125,6 +126,8 @@ def _show_file(path: Path, as_json: bool) -> None:
     from kernelmux.tuning_configs.names import TableName
     from kernelmux.tuning_configs.reconcile import reconciled
 
+    if not path.is_file():
+        raise ConfigFileError(path, "", "this file does not exist.", "Give the path of one table file.")
     try:
         name = TableName.parse(path.name)
     except ValueError as error:

@@ -332,3 +332,10 @@ def test_any_text_is_a_shape_or_a_usage_error(text: str) -> None:
     except BadShape:
         return
     assert shape
+
+
+def test_a_table_that_is_not_there_is_told_as_such(capsys: Capture) -> None:
+    assert main(["configs", "show", "/no/such/E=1.json"]) == 1
+    assert capsys.readouterr().err.strip() == (
+        "Error: /no/such/E=1.json: this file does not exist. Give the path of one table file."
+    )

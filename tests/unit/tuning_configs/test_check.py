@@ -170,7 +170,8 @@ def test_show_prints_a_file_and_a_choice(
         (["--device", "h100-sxm"], 2, "--device needs --shape"),
         (["--device", "h100-sxm", "--shape", "E=8"], 2, "lacks N, K, topk"),
         (["--device", "nope", "--shape", "E=8,N=64,K=64,topk=2"], 2, "unknown device"),
-        (["odd.json"], 1, "odd.json at file name"),
+        (["/dev/null/odd.json"], 1, "odd.json: this file does not exist"),
+        ([__file__], 1, "test_check.py at file name"),
         ([f"{H100}.json"], 1, "does not exist"),
     ],
 )
