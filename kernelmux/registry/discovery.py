@@ -27,14 +27,15 @@ _FLASHINFER_MOE = f"{_BACKENDS}flashinfer.declare_moe"
 _FLASHINFER_SMALL = f"{_BACKENDS}flashinfer.declare_small"
 _TORCH = f"{_BACKENDS}torch.declare"
 _TRITON = f"{_BACKENDS}triton.declare"
+_DEEPGEMM, _MARLIN = f"{_BACKENDS}deepgemm.declare", f"{_BACKENDS}marlin.declare"
 
 # Op -> the module of its contract, then those that declare kernels of it: OP (or OPS) and KERNELS. They import types
 # and facts, never what runs, and are read when the op is first asked for: each costs a first selection 1 ms.
 BUILTIN: Mapping[str, tuple[str, ...]] = {
-    "fused_moe": (f"{_CONTRACTS}fused_moe", _TORCH, _TRITON, _FLASHINFER_MOE),
-    "nvfp4_gemm": (f"{_CONTRACTS}nvfp4", _TORCH, _FLASHINFER_GEMM),
+    "fused_moe": (f"{_CONTRACTS}fused_moe", _TORCH, _TRITON, _FLASHINFER_MOE, _MARLIN),
+    "nvfp4_gemm": (f"{_CONTRACTS}nvfp4", _TORCH, _FLASHINFER_GEMM, _MARLIN),
     "nvfp4_quantize": (f"{_CONTRACTS}nvfp4", _TORCH, _FLASHINFER_GEMM),
-    "fp8_gemm": (f"{_CONTRACTS}gemm_fp8", _TORCH, _FLASHINFER_GEMM),
+    "fp8_gemm": (f"{_CONTRACTS}gemm_fp8", _TORCH, _FLASHINFER_GEMM, _DEEPGEMM, _MARLIN),
     "rms_norm": (f"{_CONTRACTS}norms", _TORCH, _FLASHINFER_SMALL),
     "fused_add_rms_norm": (f"{_CONTRACTS}norms", _TORCH, _FLASHINFER_SMALL),
     "gated_rms_norm": (f"{_CONTRACTS}norms", _TORCH),

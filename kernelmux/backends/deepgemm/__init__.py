@@ -1,0 +1,1 @@
+"""DeepGEMM: FP8 GEMMs with block scales, compiled when first called."""
