@@ -192,7 +192,7 @@ def _fitted(kernel: Any, values: dict[str, Any], variant: MoeVariant) -> dict[st
     """``values`` for this release's parameters; raises UsageError when it has others that matter."""
     known = inspect.signature(kernel.fn).parameters
     lacking = [name for name, p in known.items() if p.default is inspect.Parameter.empty and name not in values]
-    lost = [name for name, value in values.items() if value and name not in known and name not in _OPTIONAL]
+    lost = [name for name, value in values.items() if name not in known and name not in _OPTIONAL and _on(value)]
     if lacking or lost:
         what = f"asks for {', '.join(lacking)}" if lacking else f"lacks {', '.join(lost)}"
         raise UsageError(
@@ -228,3 +228,8 @@ def align(structure: str, topk_ids: Tensor, experts: int, block_m: int) -> Sorte
     return Sorted(
         sorted_ids, expert_ids.clamp_max(experts - 1).to(torch.int32), ends[-1:].to(torch.int32), block_m, blocks
     )
+
+
+def _on(value: Any) -> bool:
+    """Whether an argument asks for something; a tensor does, and has no truth value of its own."""
+    return value is not None and not (isinstance(value, (bool, int)) and not value)
