@@ -59,10 +59,8 @@ class Line:
         return chosen is not None and chosen.configs is not None and chosen.config_source != "measured"
 
     def shape(self) -> str:
-        """``N=6144,K=2048``; the options of a routing follow the sizes."""
-        sizes = [f"{axis}={size}" for axis, size in self.site.shape]
-        options = [f"{name}={value}" for name, value in self.site.options]
-        return ",".join(sizes) + (f" ({', '.join(options)})" if options else "")
+        """``N=6144,K=2048``."""
+        return ",".join(f"{axis}={size}" for axis, size in self.site.shape)
 
     def to_json(self) -> dict[str, Any]:
         site, chosen = self.site, self.selection

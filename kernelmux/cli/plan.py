@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +14,9 @@ from kernelmux.errors import UsageError
 
 if TYPE_CHECKING:
     from kernelmux.plan import Line, Plan
+
+
+WIDTH = 118
 
 
 def _range(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
@@ -75,7 +79,7 @@ def _render(made: Plan) -> None:
     table(["layers", "module", "op", "shape", "scheme", "kernel", "source", "config", "why"], rows, title=title)
     say()
     for reason, number in reasons.items():
-        say(f"[{number}] {reason}")
+        say(fill(f"[{number}] {reason}", WIDTH, subsequent_indent="    ", break_long_words=False))
     open_shapes = made.to_tune()
     if open_shapes:
         say()
@@ -89,5 +93,8 @@ def _render(made: Plan) -> None:
 
 
 def _reason(line: Line) -> str:
-    why = line.why if line.why.endswith(".") else f"{line.why}."
-    return f"{why} Note: {line.site.note}." if line.site.note else why
+    """Why, what the call is given beside its shape, and what the choice leaves out."""
+    site = line.site
+    options = ", ".join(f"{name}={value}" for name, value in site.options)
+    words = [line.why.rstrip("."), f"Called with {options}" if options else "", site.note]
+    return " ".join(f"{word[0].upper()}{word[1:]}." for word in words if word)

@@ -160,7 +160,7 @@ class Blocks:
 
     def _experts_note(self) -> str:
         limit = self.config.get("swiglu_limit")
-        if not limit:
+        if not isinstance(limit, (int, float)) or not limit:
             return ""
         return (
             f"swiglu_limit {limit:g}: this model clamps gate and up and adds 1 to up, and its experts have biases. "

@@ -8,6 +8,8 @@ from typing import Any
 
 from kernelmux.quant import Scheme
 
+_MOST_RUNS = 4
+
 UNQUANTIZED = Scheme.of(None)
 
 GEMM_OPS: Mapping[str, str] = {
@@ -50,14 +52,17 @@ class Placed:
 
     @property
     def where(self) -> str:
-        """``3-60``, ``0-2,5``, or empty."""
+        """``3-60``, ``0-2,5``, or empty; of many runs the first, the last and how many layers: ``0,2,..,86 (40)``."""
         runs: list[list[int]] = []
         for layer in self.layers:
             if runs and layer == runs[-1][1] + 1:
                 runs[-1][1] = layer
             else:
                 runs.append([layer, layer])
-        return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+        words = [str(first) if first == last else f"{first}-{last}" for first, last in runs]
+        if len(words) > _MOST_RUNS:
+            words = [*words[:2], "..", f"{words[-1]} ({len(self.layers)})"]
+        return ",".join(words)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ UNREAD: Mapping[str, str] = {
     "is_encoder_decoder": "its encoder and cross-attention are not read",
     "linear_num_key_heads": "its linear attention layers (linear_*) are not read",
     "altup_num_inputs": "its alternating updates (altup_*) are not read",
+    "block_configs": "sizes that differ from layer to layer (block_configs) are not read",
     "hc_mult": "its hyper-connections (hc_*) are not read",
 }
 
@@ -161,6 +162,9 @@ class _Walk:
         config = self.config
         if not config.is_moe or layer < config.number_or(("first_k_dense_replace",), 0):
             return False
+        kinds = config.get("mlp_layer_types")
+        if isinstance(kinds, (list, tuple)) and layer < len(kinds):
+            return bool(kinds[layer] == "sparse")
         named = config.get("mlp_only_layers")
         if isinstance(named, (list, tuple)) and layer in named:
             return False

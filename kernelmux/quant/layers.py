@@ -105,12 +105,13 @@ class LayerSchemes:
                 return named
             below = next((rule.below[one] for one in spellings(layer) if one in rule.below), {})
             return _agreed(layer, {f"{layer}.{rest}": scheme for rest, scheme in below.items()}) if below else named
-        numbers = sorted({0, *self._numbers.get(layer, ())})
+        # Two experts every such layer has, and the last one that is named: a list that names some of them differs here.
+        numbers = {0, 1, max(self._numbers.get(layer, ()), default=1)}
         answers = []
         for family in PROJECTIONS:
             found = {
                 f"{layer}.{number}.{part}": linear_only(f"{layer}.{number}.{part}", rule)
-                for number in {numbers[0], numbers[-1]}
+                for number in sorted(numbers)
                 for part in family
             }
             answers.append(self._ungated(found))
@@ -178,8 +179,8 @@ def _agreed(layer: str, found: Mapping[str, Scheme]) -> Scheme:
         for words, names in by_scheme.items()
     )
     raise UsageError(
-        f"the parts of {layer} are quantized differently ({said}), and it runs as one GEMM. Quantize or skip them "
-        "together, or ask for each part by its own name."
+        f"the parts of {layer} are quantized differently ({said}), and it runs as one. Quantize or skip them together, "
+        "or ask for each part by its own name."
     )
 
 

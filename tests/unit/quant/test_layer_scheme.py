@@ -130,7 +130,7 @@ def test_compressed_tensors_groups_are_chosen_by_path_before_class() -> None:
     }
     assert layer_scheme(config, DOWN).name == "fp8_channel"
     assert layer_scheme(config, GATE_UP).name == "nvfp4"
-    with pytest.raises(UsageError, match=r"experts.0.down_proj: fp8_channel"):
+    with pytest.raises(UsageError, match=r"experts.0.down_proj .*: fp8_channel"):
         layer_scheme(config, EXPERTS)
 
 
@@ -193,7 +193,10 @@ def test_modelopt_mixed_precision_may_name_its_layers_in_groups() -> None:
 SKIPPED_EXPERTS = [
     {**AWQ, "modules_to_not_convert": [EXPERTS]},
     {**AWQ, "modules_to_not_convert": ["layers.3."]},
-    {**AWQ, "modules_to_not_convert": [f"{EXPERTS}.0.{part}_proj" for part in ("gate", "up", "down")]},
+    {
+        **AWQ,
+        "modules_to_not_convert": [f"{EXPERTS}.{i}.{part}_proj" for i in (0, 1) for part in ("gate", "up", "down")],
+    },
     {**FP8, "modules_to_not_convert": [EXPERTS]},
     {**FP8, "ignored_layers": [L3]},
     {**FP8, "ignored_layers": [f"{EXPERTS}.{i}.{part}_proj" for i in range(4) for part in ("gate", "up", "down")]},
