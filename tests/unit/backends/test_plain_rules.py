@@ -138,3 +138,16 @@ def test_a_release_whose_kernel_asks_for_more_is_named(tmp_path):
         engine_kernels._fitted(kernel, values | {"use_fp8_w8a8": True}, variant)
     off = {"use_fp8_w8a8": False, "SWAP_AB": True, "b_bias_ptr": None}  # off, or not done by that release
     assert engine_kernels._fitted(kernel, values | off, variant) == values
+
+
+def test_arguments_that_are_tensors_are_passed_on_whole(tmp_path):
+    torch = pytest.importorskip("torch", reason="tensors have no truth value; stand-ins do")
+    pytest.importorskip("triton", reason="the kernel is loaded")
+    variant = MoeVariant("vllm", MoeQuant(), str(package(tmp_path, KERNEL.format(more=""))))
+    engine_kernels.source.cache_clear()
+    kernel = engine_kernels.load("vllm", variant.engine_path)
+    values = {"a_ptr": torch.ones(3), "EM": torch.zeros(2), "num_valid_tokens": 1, "N": 1}
+    fitted = engine_kernels._fitted(kernel, values, variant)
+    assert all(fitted[name] is value for name, value in values.items())
+    with pytest.raises(UsageError, match="lacks b_scale_ptr"):
+        engine_kernels._fitted(kernel, values | {"b_scale_ptr": torch.zeros(2)}, variant)
