@@ -22,11 +22,16 @@ SGLANG = "https://github.com/sgl-project/sglang"
 VLLM = "https://github.com/vllm-project/vllm"
 FLASHINFER = "https://github.com/flashinfer-ai/flashinfer"
 ORACLE = f"{VLLM}/blob/v0.33.0/vllm/model_executor/layers/fused_moe/oracle"
-NEMOTRON = f"{SGLANG}/blob/v0.5.23/python/sglang/srt/arg_groups/model_overrides/nemotron_h.py"
-FP8_UTILS = f"{SGLANG}/blob/v0.5.23/python/sglang/srt/layers/quantization/fp8_utils.py"
-FP4_UTILS = f"{SGLANG}/blob/v0.5.23/python/sglang/srt/layers/quantization/fp4_utils.py"
+LINEAR = f"{VLLM}/blob/v0.33.0/vllm/model_executor/kernels/linear/__init__.py"
+SRT = f"{SGLANG}/blob/v0.5.23/python/sglang/srt"
+NEMOTRON = f"{SRT}/arg_groups/model_overrides/nemotron_h.py"
+QWEN3 = f"{SRT}/arg_groups/model_overrides/qwen3_moe.py"
+FP8_UTILS = f"{SRT}/layers/quantization/fp8_utils.py"
+FP4_UTILS = f"{SRT}/layers/quantization/fp4_utils.py"
+STUBS = f"{FLASHINFER}/blob/main/csrc/nv_internal/tensorrt_llm/kernels/quantization.cuh"
+ACTIVATION = f"{SRT}/layers/activation.py"
 NOTHING = "nothing"  # no kernel of any backend: the refusal names each with its reason
-LAYERNORM = f"{SGLANG}/blob/v0.5.23/python/sglang/srt/layers/layernorm.py"
+LAYERNORM = f"{SRT}/layers/layernorm.py"
 
 
 @dataclass(frozen=True)
@@ -68,26 +73,26 @@ CELLS = (
     Cell("nvfp4_gemm", "nvfp4", "a100-sxm-80gb", 1, "marlin", f"{VLLM}/issues/30720", run_as="nvfp4_w4a16"),
     Cell("nvfp4_gemm", "nvfp4", "l40s", 4096, "marlin", f"{SGLANG}/issues/19491", run_as="nvfp4_w4a16"),
     Cell("nvfp4_gemm", "nvfp4", "cpu", 1, "torch", "https://pytorch.org/docs/stable/"),
-    Cell("nvfp4_gemm", "nvfp4", "mi300x", 64, "torch", f"{VLLM}/blob/v0.33.0/vllm/model_executor/kernels/linear/__init__.py"),
+    Cell("nvfp4_gemm", "nvfp4", "mi300x", 64, "torch", LINEAR),
     # W4A16 checkpoints: CuTe DSL on 10.x, Marlin elsewhere (first on GB10: -31% prefill the other way).
     Cell("nvfp4_gemm", "nvfp4_w4a16", "b200", 64, "cutedsl", FP4_UTILS),
     Cell("nvfp4_gemm", "nvfp4_w4a16", "gb10", 4096, "marlin", f"{VLLM}/issues/55397"),
     # NVFP4 quantization: stubs below 10.0 that leave memory unwritten.
-    Cell("nvfp4_quantize", "none", "h100-sxm", 64, "torch", f"{FLASHINFER}/blob/main/csrc/nv_internal/tensorrt_llm/kernels/quantization.cuh"),
+    Cell("nvfp4_quantize", "none", "h100-sxm", 64, "torch", STUBS),
     Cell("nvfp4_quantize", "none", "b200", 64, "cutedsl", FP4_UTILS),
     Cell("nvfp4_quantize", "none", "rtx-5090", 64, "jit_cuda", FP4_UTILS),
     # NVFP4 MoE (modelopt_fp4).
     moe("nvfp4", "b200", 64, "trtllm", f"{ORACLE}/nvfp4.py"),
     moe("nvfp4", "b300", 4096, "trtllm", f"{FLASHINFER}/issues/4486"),
     moe("nvfp4", "rtx-5090", 64, "cutlass", f"{SGLANG}/issues/24633", not_a_candidate="trtllm"),
-    moe("nvfp4", "gb10", 64, "cutlass", f"{SGLANG}/blob/v0.5.23/python/sglang/srt/arg_groups/overrides.py", not_a_candidate="trtllm"),
+    moe("nvfp4", "gb10", 64, "cutlass", f"{SRT}/arg_groups/overrides.py", not_a_candidate="trtllm"),
     moe("nvfp4", "jetson-thor", 64, NOTHING, f"{FLASHINFER}/issues/3134", not_a_candidate="cutlass"),
     moe("nvfp4", "h100-sxm", 64, "marlin", f"{SGLANG}/issues/19652", run_as="nvfp4_w4a16"),
     moe("nvfp4", "a100-sxm-80gb", 64, "marlin", f"{VLLM}/issues/30720", run_as="nvfp4_w4a16"),
     moe("nvfp4", "l40s", 1, "marlin", f"{SGLANG}/issues/19491", run_as="nvfp4_w4a16"),
     # A W4A16 checkpoint: trtllm-gen and CUTLASS quantize activations, so Marlin, on 12.x too.
     moe("nvfp4_w4a16", "rtx-pro-6000-server", 64, "marlin", f"{VLLM}/issues/31085", not_a_candidate="cutlass"),
-    moe("nvfp4_w4a16", "b200", 64, "marlin", f"{SGLANG}/blob/v0.5.23/python/sglang/srt/arg_groups/model_overrides/qwen3_moe.py", not_a_candidate="trtllm"),
+    moe("nvfp4_w4a16", "b200", 64, "marlin", QWEN3, not_a_candidate="trtllm"),
     # Routing done outside: every kernel left is one that is given the experts of each token.
     moe("nvfp4", "b200", 64, "trtllm", NEMOTRON, demands=("routing_outside",)),
     # Nemotron-style experts (relu2).
@@ -114,16 +119,16 @@ CELLS = (
     Cell("fp8_gemm", "fp8_block", "jetson-thor", 64, "torch", FP8_UTILS, not_a_candidate="deepgemm"),
     Cell("fp8_gemm", "fp8_tensor", "h100-sxm", 64, "cublas", FP8_UTILS),
     # Norms: the order of rounding is a demand.
-    Cell("rms_norm", "none", "h100-sxm", 64, "torch", LAYERNORM, demands=("cast_before_mul",), not_a_candidate="cutedsl"),
+    Cell("rms_norm", "none", "h200", 64, "torch", LAYERNORM, demands=("cast_before_mul",), not_a_candidate="cutedsl"),
     Cell("rms_norm", "none", "h100-sxm", 64, "cutedsl", f"{FLASHINFER}/blob/main/flashinfer/norm/__init__.py"),
     Cell("fused_add_rms_norm", "none", "b200", 64, "torch", LAYERNORM, demands=("cast_before_mul",)),
     # Activations: fast math never on 10.x and later, nor on ROCm; unaligned widths go to the portable kernel.
     Cell("silu_and_mul", "none", "b200", 64, "torch", f"{SGLANG}/pull/22094", not_a_candidate="jit_cuda"),
     Cell("silu_and_mul", "none", "rtx-5090", 64, "torch", f"{SGLANG}/pull/22094", not_a_candidate="jit_cuda"),
-    Cell("silu_and_mul", "none", "h100-sxm", 64, "jit_cuda", f"{SGLANG}/blob/v0.5.23/python/sglang/srt/layers/activation.py"),
-    Cell("silu_and_mul", "none", "h100-sxm", 64, "torch", f"{SGLANG}/blob/v0.5.23/python/sglang/srt/layers/activation.py", shape=(("H", 1859),)),
+    Cell("silu_and_mul", "none", "h100-sxm", 64, "jit_cuda", ACTIVATION),
+    Cell("silu_and_mul", "none", "h100-sxm", 64, "torch", ACTIVATION, shape=(("H", 1859),)),
     # Router: bf16 x bf16 -> fp32 by torch.mm.
-    Cell("router_gemm", "none", "h100-sxm", 64, "torch", f"{SGLANG}/blob/v0.5.23/python/sglang/srt/models/nemotron_h.py"),
+    Cell("router_gemm", "none", "h100-sxm", 64, "torch", f"{SRT}/models/nemotron_h.py"),
 )  # fmt: skip
 
 
