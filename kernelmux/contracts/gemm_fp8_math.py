@@ -143,7 +143,7 @@ def check_weights(w: Tensor, w_scale: Tensor) -> None:
     _check_scale("w_scale", w_scale)
     n, k = w.shape
     block = (-(-n // BLOCK), -(-k // BLOCK))
-    if tuple(w_scale.shape) not in {(), (1,), (1, 1), (n,), (n, 1), block}:
+    if tuple(w_scale.shape) not in ((), (1,), (1, 1), (n,), (n, 1), block):
         raise BadShape(
             f"fp8_gemm: w_scale for w {[n, k]} must be [] (tensor), [{n}] (channel) or {list(block)} (blocks of "
             f"{BLOCK} x {BLOCK}); got {list(w_scale.shape)}."
