@@ -53,6 +53,19 @@ class Line:
         return f"({self.state})"
 
     @property
+    def scheme(self) -> str:
+        """The scheme of the weights, and where the kernel has other numerics than theirs, the one it runs as."""
+        name = self.site.scheme.name
+        if self.state == UNREADABLE:
+            return "?"
+        return name if self.runs_as == name else f"{name}, run as {self.runs_as}"
+
+    @property
+    def runs_as(self) -> str:
+        """The scheme whose numerics the kernel has: ``nvfp4_w4a16`` where it leaves the activations of NVFP4 alone."""
+        return self.site.scheme.name if self.selection is None else self.selection.scheme.name
+
+    @property
     def needs_tuning(self) -> bool:
         """Whether its kernel reads a launch configuration that nobody measured for this shape and GPU."""
         chosen = self.selection
@@ -73,7 +86,8 @@ class Line:
             "rows_per_token": site.rows,
             "options": dict(site.options),
             "activation": site.activation,
-            "scheme": site.scheme.name,
+            "scheme": None if self.state == UNREADABLE else site.scheme.name,
+            "runs_as": None if chosen is None else self.runs_as,
             "state": self.state,
             "kernel": None if chosen is None else chosen.kernel,
             "backend": None if chosen is None else chosen.backend,

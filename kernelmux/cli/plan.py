@@ -73,7 +73,7 @@ def _render(made: Plan) -> None:
         number = reasons.setdefault(_reason(line), len(reasons) + 1)
         site, chosen = line.site, line.selection
         rows.append(
-            [line.placed.where, site.module, site.op, line.shape(), site.scheme.name, line.kernel,
+            [line.placed.where, site.module, site.op, line.shape(), line.scheme, line.kernel,
              None if chosen is None else chosen.source, None if chosen is None else chosen.config_source, f"[{number}]"]
         )  # fmt: skip
     table(["layers", "module", "op", "shape", "scheme", "kernel", "source", "config", "why"], rows, title=title)

@@ -11,7 +11,7 @@ from typing import Any
 from kernelmux.errors import UsageError
 from kernelmux.quant import formats
 from kernelmux.quant.formats import NONE
-from kernelmux.quant.names import EXPERTS, Paths, glob, is_head, is_linear, regex, spellings, strings, tail_of
+from kernelmux.quant.names import EXPERTS, Paths, glob, is_head, is_linear, regex, spellings, strings
 from kernelmux.quant.scheme import Scheme
 
 SKIPPED = ("modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules")
@@ -210,21 +210,18 @@ def _names_or_regexes(entries: Sequence[str], where: str) -> Callable[[str], boo
 class ModelOpt(Rule):
     """``modelopt``: ``exclude_modules`` (``ignore`` in a config.json) holds paths and globs.
 
-    A path matches at dotted boundaries (sglang ``is_layer_skipped``), a glob the whole path or one whole part of it,
-    and ``q_a_proj`` and the like also a fused module whose name holds theirs (sglang ``modelopt_quant.py:379-425``).
+    A path matches at dotted boundaries (sglang ``is_layer_skipped``), a glob the whole path or one whole part of it
+    (sglang ``modelopt_quant.py:379-425``; it also takes ``q_a_proj`` of one layer for the fused projection of every
+    layer, which no checkpoint means: here the parts of the same layer decide).
     MIXED_PRECISION gives each layer its own algorithm in ``quantized_layers``, by path, for an expert layer also by
     those of its experts; a layer that is not named is not quantized (sglang and vLLM ``_resolve_quant_algo``).
     """
-
-    FUSED_PARTS = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
 
     def __init__(self, config: Mapping[str, Any]):
         self.method = "modelopt"
         entries = strings(config, SKIPPED)
         self.skipped = Paths(entry for entry in entries if "*" not in entry)
         self.globs = tuple(entry for entry in entries if "*" in entry)
-        tails = {tail_of(entry) for entry in entries}
-        self.parts = tuple(part for part in self.FUSED_PARTS if part in tails)
         algo = config.get("quant_algo")
         self.mixed = str(algo or "").upper().startswith("MIXED")
         self.layers: dict[str, Scheme] = {}
@@ -280,9 +277,6 @@ class ModelOpt(Rule):
 
     def _excluded(self, name: str) -> bool:
         if name in self.skipped:
-            return True
-        tail = tail_of(name)
-        if any(part in tail for part in self.parts):
             return True
         texts = {*spellings(name), *name.split(".")}
         return any(glob(pattern, text) for pattern in self.globs for text in texts)

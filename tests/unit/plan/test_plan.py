@@ -94,7 +94,16 @@ def test_a_layer_runs_the_op_of_its_scheme(name: str, module: str, op: str) -> N
     (line,) = [line for line in planned(name, "h100-sxm").lines if line.site.module == module]
     assert line.site.op == op
     assert line.selection is not None
-    assert line.selection.scheme == line.site.scheme
+    assert line.selection.problem.scheme == line.site.scheme
+
+
+def test_a_kernel_that_leaves_activations_alone_is_said_to_run_another_scheme() -> None:
+    made = planned("llama-3.3-70b-nvfp4", "a100-sxm-80gb")
+    (line,) = [line for line in made.lines if line.site.module == "mlp.down_proj"]
+    assert line.scheme == "nvfp4, run as nvfp4_w4a16"
+    assert line.to_json()["runs_as"] == "nvfp4_w4a16"
+    (line,) = [line for line in planned("llama-3.3-70b-nvfp4", "b200").lines if line.site.module == "mlp.down_proj"]
+    assert line.scheme == "nvfp4"
 
 
 def test_a_norm_over_heads_is_asked_for_as_many_rows_as_there_are_heads() -> None:

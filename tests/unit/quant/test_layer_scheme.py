@@ -108,9 +108,10 @@ def test_modelopt_globs_match_the_path_or_one_part_of_it() -> None:
     assert layer_scheme(config, "language_model.model.layers.3.self_attn.o_proj").name == "none"
 
 
-def test_modelopt_excludes_a_fused_mla_projection_by_one_of_its_parts() -> None:
+def test_modelopt_excludes_a_fused_mla_projection_by_its_parts_in_that_layer() -> None:
     config = modelopt("model.layers.3.self_attn.q_a_proj", "model.layers.3.self_attn.kv_a_proj_with_mqa")
     assert layer_scheme(config, f"{L3}.self_attn.fused_qkv_a_proj_with_mqa").name == "none"
+    assert layer_scheme(config, "model.layers.4.self_attn.fused_qkv_a_proj_with_mqa").name == "nvfp4"
 
 
 def test_compressed_tensors_entries_are_whole_paths_or_expressions() -> None:
