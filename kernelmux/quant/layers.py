@@ -84,15 +84,14 @@ class LayerSchemes:
             return self.rule.schemes[0]
         if tail_of(layer) == EXPERTS:
             return self._experts(layer)
-        parts = shards(layer)
-        if not parts or self._speaks_of(layer):
-            return linear_only(layer, self.rule)
-        return _agreed(layer, {part: linear_only(part, self.rule) for part in parts})
-
-    def _speaks_of(self, fused: str) -> bool:
-        """Whether the config names the fused module itself (a checkpoint that holds it fused) and not its parts."""
-        tail = tail_of(fused)
-        return any(tail in entry for entry in self.rule.entries)
+        whole = linear_only(layer, self.rule)
+        parts = {part: linear_only(part, self.rule) for part in shards(layer)}
+        if not parts:
+            return whole
+        tail = tail_of(layer)
+        if whole not in parts.values() and any(tail in entry for entry in self.rule.entries):
+            return whole  # the checkpoint holds the module fused, and an entry names it so
+        return _agreed(layer, parts)
 
     def _experts(self, layer: str) -> Scheme:
         """An expert layer is skipped as a whole, or has the scheme of its experts, which must agree."""

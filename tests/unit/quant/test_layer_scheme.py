@@ -266,6 +266,21 @@ def test_a_checkpoint_that_holds_a_module_fused_is_asked_by_that_name() -> None:
         assert layer_scheme(config, GATE_UP).name != "none"
 
 
+def test_a_fused_module_may_be_quantized_under_its_own_name() -> None:
+    assert layer_scheme(mixed(model__layers__3__self_attn__qkv_proj="FP8"), QKV).name == "fp8_tensor"
+    config = packed([])
+    config["config_groups"]["group_0"]["targets"] = ["re:.*qkv_proj"]
+    assert layer_scheme(config, QKV).name == "nvfp4"
+    assert layer_scheme(config, GATE_UP).name == "none"
+
+
+def test_an_entry_for_one_fused_module_does_not_hide_that_another_ones_parts_differ() -> None:
+    config = {**FP8, "ignored_layers": ["model.layers.0.self_attn.qkv_proj", f"{L3}.self_attn.q_proj"]}
+    assert layer_scheme(config, "model.layers.0.self_attn.qkv_proj").name == "none"
+    with pytest.raises(UsageError, match="differently"):
+        layer_scheme(config, QKV)
+
+
 def test_quantization_inside_a_multimodal_config_is_found() -> None:
     assert layer_scheme({"model_type": "vl", "text_config": {"quantization_config": FP8}}, QKV).name == "fp8_block"
 
