@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -267,13 +267,14 @@ def resolve_device(spec: object) -> Device:
     """The Device meant by a torch.device, "cuda:0", a catalog name or alias, a torch name, a capability or a Device.
 
     Names are compared without regard to case, spaces, underscores and dashes. A bare capability ("sm120", "12.0")
-    gives the documented representative. Raises UnknownDevice, with near matches; DeviceNotFound for "cuda:N" where
-    no such GPU answers.
+    gives the documented representative; one that nobody has listed ("sm_999") an untrusted Device, for which portable
+    kernels alone are chosen. Raises UnknownDevice, with near matches; DeviceNotFound for "cuda:N" where no such GPU
+    answers.
     """
     if isinstance(spec, Device):
         return spec
     if isinstance(spec, Capability):
-        return _representative_or_raise(spec)
+        return _of_capability(spec)
     if isinstance(spec, str):
         text = spec
     elif hasattr(spec, "type") and hasattr(spec, "index"):  # torch.device, without importing torch
@@ -295,7 +296,7 @@ def _resolve_text(text: str) -> Device:
     if name:
         return loaded.devices[name]
     if re.fullmatch(_CAPABILITY, lowered):
-        return _representative_or_raise(Capability.parse(lowered))
+        return _of_capability(Capability.parse(lowered))
     mig = re.search(_MIG, normal(text))
     if mig:
         whole = by_torch_name(normal(text)[: mig.start()])
@@ -308,12 +309,23 @@ _LIVE = r"(?:cuda|hip|gpu)(?::(\d+))?"
 _MIG = r"-mig\b"
 
 
-def _representative_or_raise(capability: Capability) -> Device:
-    device = representative(capability)
-    if device is None:
-        known = (f"sm{c.sm}" for c in _load().representatives)
-        raise UnknownDevice(f"sm{capability.sm}", known)
-    return device
+def _of_capability(capability: Capability) -> Device:
+    """The card a capability stands for; an untrusted one with the least of every fact where nobody has listed it."""
+    listed = representative(capability)
+    if listed is not None:
+        return listed
+    kin = min((d for d in catalog().values() if d.vendor == "nvidia"), key=lambda d: (d.peak("fp16"), d.name))
+    return replace(
+        kin,
+        name=capability.arch,
+        torch_name=capability.arch,
+        capability=capability,
+        arch=capability.arch,
+        family=f"unlisted-{capability.arch}",
+        shared_bytes=49152,  # what every CUDA GPU gives a block without being asked
+        trusted=False,
+        note=f"{capability.arch} is not in the catalog: only portable kernels are chosen; rates are those of {kin.name}",
+    )
 
 
 def detect(index: int = 0) -> Device:

@@ -84,9 +84,14 @@ def test_an_unknown_name_is_answered_with_near_ones() -> None:
         resolve_device("H100 SMX")
 
 
-def test_a_capability_nobody_listed_is_unknown() -> None:
-    with pytest.raises(UnknownDevice, match="sm77"):
-        resolve_device("sm77")
+@pytest.mark.parametrize("spec", ["sm77", "sm_999", "10.7"])
+def test_a_capability_nobody_listed_is_an_untrusted_device(spec: str) -> None:
+    device = resolve_device(spec)
+    assert not device.trusted
+    assert device.capability == Capability.parse(spec)
+    assert device.name not in catalog()
+    assert device.shared_bytes == 49152
+    assert "only portable kernels" in device.note
 
 
 def test_a_described_mig_slice_is_refused_with_the_reason() -> None:
