@@ -50,7 +50,7 @@ class Line:
             return self.selection.kernel
         if self.state == OUTSIDE and self.site.what == "none GEMM":
             return "torch matmul"
-        return f"({self.state})"
+        return "(the engine's own)" if self.state == OUTSIDE else f"({self.state})"
 
     @property
     def scheme(self) -> str:
@@ -70,6 +70,21 @@ class Line:
         """Whether its kernel reads a launch configuration that nobody measured for this shape and GPU."""
         chosen = self.selection
         return chosen is not None and chosen.configs is not None and chosen.config_source != "measured"
+
+    def passed_over(self) -> list[tuple[str, str]]:
+        """(backend or kernel, reason): what the rule prefers to the kernel it took, and why that cannot run here."""
+        chosen = self.selection
+        if chosen is None or chosen.policy_rule is None:
+            return []
+        found = []
+        for word in chosen.policy_rule.prefer:
+            if word in (chosen.backend, chosen.kernel):
+                break
+            refused = [other for other in chosen.rejected if word in (other.backend, other.kernel)]
+            # Of several kernels of one backend, the one made for this scheme, and of those the one that lacks least.
+            nearest = sorted(refused, key=lambda other: (other.code == "scheme", len(other.decision.every())))
+            found += [(word, other.reason) for other in nearest[:1]]
+        return found
 
     def shape(self) -> str:
         """``N=6144,K=2048``."""
@@ -99,6 +114,7 @@ class Line:
             "conditions": [] if chosen is None else list(chosen.conditions),
             "needs_tuning": self.needs_tuning,
             "why": self.why,
+            "passed_over": [{"name": name, "reason": reason} for name, reason in self.passed_over()],
             "note": site.note or None,
         }
 

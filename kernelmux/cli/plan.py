@@ -93,8 +93,13 @@ def _render(made: Plan) -> None:
 
 
 def _reason(line: Line) -> str:
-    """Why, what the call is given beside its shape, and what the choice leaves out."""
+    """Why, what was preferred to it, what the call is given beside its shape, and what the choice leaves out."""
     site = line.site
     options = ", ".join(f"{name}={value}" for name, value in site.options)
-    words = [line.why.rstrip("."), f"Called with {options}" if options else "", site.note]
-    return " ".join(f"{word[0].upper()}{word[1:]}." for word in words if word)
+    words = [
+        line.why.rstrip("."),
+        *(f"Not {name}: {reason}" for name, reason in line.passed_over()),
+        f"Called with {options}" if options else "",
+        f"{site.note[0].upper()}{site.note[1:]}" if site.note else "",
+    ]
+    return " ".join(f"{word}." for word in words if word)

@@ -106,6 +106,17 @@ def test_a_kernel_that_leaves_activations_alone_is_said_to_run_another_scheme() 
     assert line.scheme == "nvfp4"
 
 
+def test_what_a_rule_prefers_and_cannot_run_is_named_with_the_reason() -> None:
+    made = planned("llama-3.1-8b", "h100-sxm", PORTABLE)
+    (line,) = [line for line in made.lines if line.site.module == "mlp.act"]
+    assert line.selection is not None
+    assert line.selection.policy_rule is not None
+    best = line.selection.policy_rule.prefer[0]
+    assert best not in (line.selection.backend, line.selection.kernel)
+    assert best in dict(line.passed_over())
+    assert line.to_json()["passed_over"][0]["reason"]
+
+
 def test_a_norm_over_heads_is_asked_for_as_many_rows_as_there_are_heads() -> None:
     made = planned("qwen3-30b-a3b", "h100-sxm", tp=2, tokens=(1, 64))
     (line,) = [line for line in made.lines if line.site.module == "self_attn.q_norm"]
