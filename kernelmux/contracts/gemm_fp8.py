@@ -2,8 +2,8 @@
 
 The weight w [N, K] e4m3 has fp32 scales of shape [] (tensor), [N] or [N, 1] (channel) or [ceil(N/128), ceil(K/128)]
 (block); value = stored * scale. x comes as e4m3 with its scale, or in a wider dtype and is quantized inside: with
-the one given ``x_scale``, else with scales of its own, amax / 448, one a row (tensor, channel) or one for each row
-and 128 columns (block).
+the one given ``x_scale``, else with scales of its own, amax / 448: one for the whole of x (tensor), one a row
+(channel), or one for each row and 128 columns (block).
 """
 
 from __future__ import annotations

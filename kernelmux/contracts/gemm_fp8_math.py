@@ -29,11 +29,14 @@ def to_fp8(values: Tensor) -> Tensor:
 
 
 def quantize_input(x: Tensor, scheme: str, x_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(e4m3 [M, K], fp32 scales) of x [M, K]: [] where given, [M, 1], or [M, ceil(K/128)] for ``fp8_block``."""
+    """(e4m3 [M, K], fp32 scales) of x [M, K]: as given, else [] (tensor), [M, 1] (channel), [M, ceil(K/128)]."""
     if x_scale is not None:
         return to_fp8(x.float() / x_scale), x_scale
     if scheme != "fp8_block":
-        scale = x.float().abs().amax(dim=-1, keepdim=True).clamp_min(_LEAST) / LARGEST
+        largest = x.float().abs().amax(dim=-1, keepdim=True)
+        if scheme == "fp8_tensor" and x.numel():
+            largest = largest.amax()
+        scale = largest.clamp_min(_LEAST) / LARGEST
         return to_fp8(x.float() / scale), scale
     rows, depth = x.shape
     blocks = -(-depth // BLOCK)

@@ -97,7 +97,7 @@ KERNELS = (
         Numerics(rounding=("the square",), promises=_EXACT_MATH | {"cast_before_mul", "fp32_mul"}),
     ),
     _kernel("router_gemm", "router:router_gemm", Numerics(promises=frozenset({"no_fast_math"}))),
-    _kernel("topk", "router:topk", Numerics(promises=_EXACT_MATH)),
+    _kernel("topk", "router:topk", Numerics(promises=_EXACT_MATH | {"deepseek_v3_routing"})),
     _kernel(
         "fp8_gemm", "fp8_gemm:run",
         Numerics(

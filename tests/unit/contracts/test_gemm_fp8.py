@@ -33,17 +33,18 @@ def by_hand(x, w, w_scale, x_scale=None):
             )
             values = x[:, part].double()
         else:
-            seen = x[:, part] if blocked else x
-            by_row = (
-                x_scale if x_scale is not None else (seen.float().abs().amax(1, keepdim=True).clamp_min(1e-10) / 448)
-            )
+            largest = (x[:, part] if blocked else x).float().abs().amax(1, keepdim=True)
+            largest = largest.amax() if w_scale.numel() == 1 else largest
+            by_row = x_scale if x_scale is not None else largest.clamp_min(1e-10) / 448
             values = (x[:, part].float() / by_row).clamp(-448, 448).to(FP8).double()
         for column in range(n):
             if blocked:
                 scale = w_scale[column // 128, start // 128]
             else:
                 scale = w_scale.reshape(-1)[column if w_scale.numel() > 1 else 0]
-            out[:, column] += (values @ w[column, part].double()) * by_row.double().reshape(-1) * scale.double()
+            out[:, column] += (
+                (values @ w[column, part].double()) * by_row.double().reshape(-1).expand(m) * scale.double()
+            )
     return out
 
 
