@@ -36,8 +36,8 @@ class Launch:
 class Gemm:
     """Operands of one plain GEMM: tensors, or a compiler's stand-ins for them. All are contiguous.
 
-    ``sorted_pairs``, ``block_words`` and ``num_blocks`` are those of `moe_launch.Sorted` for our kernel, and for an
-    engine's own kernel its sorted_token_ids, expert_ids and num_tokens_post_padded.
+    ``sorted_pairs``, ``block_words`` and ``num_blocks`` are those of `moe_launch.Sorted` for our kernel (after `pad`),
+    and for an engine's own kernel its sorted_token_ids, expert_ids and num_tokens_post_padded.
     """
 
     a: Any  # up: [M, K]; down: [pairs, N], or [a_rows, N] in sorted order
@@ -86,7 +86,8 @@ def _plain(
         gemm.a, a_desc, gemm.b, b_desc, gemm.c, gemm.a_scale, gemm.b_scale, gemm.pair_weights,
         ids, ids if gemm.direct else gemm.sorted_pairs, ids if gemm.direct else gemm.block_words,
         ids if gemm.direct else gemm.num_blocks,
-        blocks, shape.E, columns, depth, depth, columns * depth, depth, columns, *scale_strides(quant, columns, depth),
+        blocks, gemm.m * shape.topk, shape.E, columns, depth,
+        depth, columns * depth, depth, columns, *scale_strides(quant, columns, depth),
     )  # fmt: skip
     swap = "no"
     if plain_rules.swaps(quant, tile, capability):
@@ -131,6 +132,15 @@ def scale_strides(quant: MoeQuant, columns: int, depth: int) -> tuple[int, int, 
         steps = -(-depth // k)
         return steps, -(-columns // n) * steps, steps
     return (1, columns, 1) if quant.per_channel else (0, 1, 0)
+
+
+def pad(blocks: Sorted, pairs: int) -> None:
+    """Mark the rows of sorted blocks that hold no pair, as the plain GEMM expects them."""
+    from . import moe_plain_kernels as kernels
+
+    kernels.plain_pad[(blocks.most_blocks,)](
+        blocks.sorted_pairs, blocks.block_info, blocks.num_blocks, pairs, BLOCK_M=blocks.block_m, num_warps=1
+    )
 
 
 def quantize(x: Tensor, quant: MoeQuant, given: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -49,12 +49,12 @@ def arrange(
     if expert_map is None and variant.direct(shape, ids.shape[0]):
         return Routes(weights, ids, None, _unsorted(variant, ids, block_m))
     blocks = sort_pairs(ids, shape.E, block_m, expert_map)
-    theirs = blocks
-    if variant.engine_path is not None:
-        from . import engine_kernels
+    if variant.engine_path is None:
+        plain_launch.pad(blocks, ids.numel())
+        return Routes(weights, ids, blocks, blocks, expert_map)
+    from . import engine_kernels
 
-        theirs = engine_kernels.align(variant.structure, ids, shape.E, block_m)
-    return Routes(weights, ids, blocks, theirs, expert_map)
+    return Routes(weights, ids, blocks, engine_kernels.align(variant.structure, ids, shape.E, block_m), expert_map)
 
 
 def _unsorted(variant: MoeVariant, ids: Tensor, block_m: int) -> Sorted | None:
