@@ -324,7 +324,7 @@ def _of_capability(capability: Capability) -> Device:
         family=f"unlisted-{capability.arch}",
         shared_bytes=49152,  # what every CUDA GPU gives a block without being asked
         trusted=False,
-        note=f"{capability.arch} is not in the catalog: only portable kernels are chosen; rates are those of {kin.name}",
+        note=f"{capability.arch} is not in the catalog: only portable kernels are chosen; its rates are of {kin.name}",
     )
 
 
