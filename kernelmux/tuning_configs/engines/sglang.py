@@ -28,7 +28,9 @@ class SglangFails(Exception):
     """SGLang raises at this point; the message says why."""
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
+    """A file that SGLang reads, and whether it is this Triton version's."""
+
     path: Path
     entries: dict[int, Entry]
     version: str
@@ -81,33 +83,43 @@ def lookup(question: Question, m: int, config_dir: Path, triton_version: str) ->
 
     This Triton's folder first, then every other one, newest first; up and down look on their own.
     """
-    name, down_name = file_name(question), file_name(question, down=True)
     try:
-        found = _find(config_dir, name, triton_version)
-        down_found = _find(config_dir, down_name, triton_version) or found
+        return answer(question, find(question, config_dir, triton_version), m)
     except SglangFails as error:
-        return Answer("sglang", m, "error", f"{error}", name)
+        return Answer("sglang", m, "error", f"{error}", file_name(question))
+
+
+def find(question: Question, config_dir: Path, triton_version: str) -> tuple[Found | None, Found | None]:
+    """The files SGLang reads for up and down, the same where down has none. Raises SglangFails."""
+    found = _find(config_dir, file_name(question), triton_version)
+    return found, _find(config_dir, file_name(question, down=True), triton_version) or found
+
+
+def answer(question: Question, files: tuple[Found | None, Found | None], m: int) -> Answer:
+    """The answer of files that were found, or of the default, at ``m`` tokens."""
+    found, down_found = files
+    name, down_name = file_name(question), file_name(question, down=True)
     if found is not None and found.entries:
         key, entry = entry_of(found.entries, m)
-        answer = Answer("sglang", m, "file", _said(found), name, found.path, key, entry)
+        up = Answer("sglang", m, "file", _said(found), name, found.path, key, entry)
     else:
-        answer = Answer("sglang", m, "default", "no file of this name in any folder", name, entry=default(question, m))
+        up = Answer("sglang", m, "default", "no file of this name in any folder", name, entry=default(question, m))
     if down_found is None or not down_found.entries:
         # Without a table the down GEMM runs up's tile.
-        down = replace(answer, name=down_name, why="no down table: up's tile", entry=_without_tma(answer.entry))
-        return replace(answer, down=down)
+        down = replace(up, name=down_name, why="no down table: up's tile", entry=_without_tma(up.entry))
+        return replace(up, down=down)
     key, entry = entry_of(down_found.entries, m)
     reused = down_found is found
     said = "no down table: up's is used again" if reused else _said(down_found)
     theirs = entry.get("BLOCK_SIZE_M")
-    if theirs != answer.entry.get("BLOCK_SIZE_M"):
+    if theirs != up.entry.get("BLOCK_SIZE_M"):
         said += f"; its BLOCK_SIZE_M={theirs} is overridden by up's"
-        entry = {**entry, "BLOCK_SIZE_M": answer.entry.get("BLOCK_SIZE_M")}
+        entry = {**entry, "BLOCK_SIZE_M": up.entry.get("BLOCK_SIZE_M")}
     down = Answer("sglang", m, "file", said, down_name, down_found.path, key, entry)
-    return replace(answer, down=down)
+    return replace(up, down=down)
 
 
-def _said(found: _Found) -> str:
+def _said(found: Found) -> str:
     return (
         "this Triton's folder"
         if found.exact
@@ -119,17 +131,17 @@ def _without_tma(entry: Entry) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if key != "USE_TMA"}
 
 
-def _find(config_dir: Path, name: str, triton_version: str) -> _Found | None:
+def _find(config_dir: Path, name: str, triton_version: str) -> Found | None:
     if "/" in name or "\0" in name or ".." in triton_version or "/" in triton_version:
         raise SglangFails(f"{name!r} under Triton {triton_version!r} is no file name")
     root = config_dir / "configs"
     own = root / f"triton_{triton_version.replace('.', '_')}" / name
     if own.exists():
-        return _Found(own, _entries(own, _stamp(own)), triton_version, True)
+        return Found(own, _entries(own, _stamp(own)), triton_version, True)
     for version in _versions(root):
         path = root / f"triton_{version.replace('.', '_')}" / name
         if version != triton_version and path.exists():
-            return _Found(path, _entries(path, _stamp(path)), version, False)
+            return Found(path, _entries(path, _stamp(path)), version, False)
     return None
 
 

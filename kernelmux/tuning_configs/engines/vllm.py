@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kernelmux.tuning_configs.engines.entry import Entry
 from kernelmux.tuning_configs.engines.foreign import read
@@ -21,6 +21,14 @@ DTYPES = ("fp8_w8a8", "fp8_w8a16", "int8_w8a16", "int4_w4a16", "float32")
 ENV = "VLLM_TUNED_CONFIG_FOLDER"
 FOLDER = Path("vllm/model_executor/layers/fused_moe/configs")
 _H200 = "NVIDIA_H200"
+
+
+class Found(NamedTuple):
+    """A file that vLLM reads; ``entries`` is None where reading it fails."""
+
+    path: Path
+    entries: dict[int, Entry] | None
+    why: str
 
 
 def device_name(torch_name: str) -> str:
@@ -70,19 +78,29 @@ def unreachable(name: TableName) -> tuple[str, str, str] | None:
 
 def lookup(question: Question, m: int, bundled: Path, env_folder: Path | None = None) -> Answer:
     """What vLLM launches at ``m`` tokens: the folder of VLLM_TUNED_CONFIG_FOLDER, the bundled one, the default."""
+    return answer(question, find(question, bundled, env_folder), m)
+
+
+def find(question: Question, bundled: Path, env_folder: Path | None = None) -> Found | None:
+    """The file vLLM reads for a layer, None where there is none: once for all token counts."""
     name = file_name(question)
     for folder, said in ((env_folder, f"in the folder of {ENV}"), (bundled, "bundled")):
         path = folder / name if folder is not None else None
         if path is None or not path.exists():
             continue
-        entries = _entries(path, _stamp(path))
-        if entries is None:
-            return Answer("vllm", m, "error", "vLLM fails while it reads this file: check it.", name, path)
-        if not entries:
-            break  # an empty table counts as none
-        key, entry = entry_of(entries, m)
-        return Answer("vllm", m, "file", said, name, path, key, entry)
-    return Answer("vllm", m, "default", "no file of this name", name, entry=default(question, m))
+        return Found(path, _entries(path, _stamp(path)), said)
+    return None
+
+
+def answer(question: Question, found: Found | None, m: int) -> Answer:
+    """The answer of a file that was found, or of the default, at ``m`` tokens."""
+    name = found.path.name if found else file_name(question)
+    if found is not None and found.entries is None:
+        return Answer("vllm", m, "error", "vLLM fails while it reads this file: check it.", name, found.path)
+    if found is None or not found.entries:  # an empty table counts as none
+        return Answer("vllm", m, "default", "no file of this name", name, entry=default(question, m))
+    key, entry = entry_of(found.entries, m)
+    return Answer("vllm", m, "file", found.why, name, found.path, key, entry)
 
 
 @lru_cache(maxsize=1024)

@@ -26,7 +26,7 @@ BLOCK = "E=8,N=64,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128,128].j
         (f"{H100}.json", {"8": {**ENTRY, "kpack": 2}}, "foreign_key", {"8": ENTRY}),
         (f"{H100}.json", "\ufeff" + json.dumps({"8": ENTRY}, indent=4), "bom", {"8": ENTRY}),
         (f"{H100}.json", json.dumps({"8": ENTRY}, indent=4).replace("\n", "\r\n"), "crlf", {"8": ENTRY}),
-        (f"{H100}.json", '{"8": ' + json.dumps(ENTRY) + ', "8": ' + json.dumps(ENTRY) + "}", "duplicate_key", {"8": ENTRY}),
+        (f"{H100}.json", '{"8": 1, "8": ' + json.dumps(ENTRY) + "}", "duplicate_key", {"8": ENTRY}),
         (BLOCK, {"8": {**ENTRY, "BLOCK_SIZE_K": 256}}, "clamped", {"8": {**ENTRY, "BLOCK_SIZE_K": 128}}),
     ],
 )  # fmt: skip
