@@ -23,17 +23,17 @@ _libraries: list[Any] = []  # torch drops a registration with its Library object
 
 
 def __getattr__(name: str) -> Callable[..., Any]:
-    known = {op.name: op for op in registry().ops()}
-    if name.startswith("__") or name not in known:
+    known = registry()
+    if name.startswith("__") or name not in known.names():
         # AttributeError is what hasattr() and completion expect; the words are UnknownOp's.
-        raise AttributeError(str(UnknownOp(name, known)))
-    function = _register(known[name])
+        raise AttributeError(str(UnknownOp(name, known.names())))
+    function = _register(known.op(name))
     globals()[name] = function
     return function
 
 
 def __dir__() -> list[str]:
-    return sorted(op.name for op in registry().ops())
+    return list(registry().names())
 
 
 def _register(op: Op) -> Callable[..., Any]:

@@ -74,11 +74,12 @@ def experts_hit(experts: int, pairs: int) -> float:
 def work(problem: Problem) -> Work:
     """The least one call must do: both GEMMs; each visited expert's weights read once, x read, the output written.
 
-    Needs M, E, N, K, topk as numbers (the upper end of a range is taken).
+    Needs M, E, N, K, topk as numbers (the upper end of a range is taken). Scales of quantized weights are left out.
     """
     size = {axis: value if isinstance(value, int) else value[1] for axis, value in problem.shape.items()}
     m, inner, hidden, pairs = size["M"], size["N"], size["K"], size["M"] * size["topk"]
     up = 2 * inner if (problem.activation or "silu") in GATED else inner
     element = ELEMENT_BYTES.get(problem.dtype or "bfloat16", 2)
+    stored = element if problem.scheme.weight == "native" else problem.scheme.weight_bits / 8
     weights = experts_hit(size["E"], pairs) * (up + inner) * hidden
-    return Work(flops=2.0 * pairs * (up + inner) * hidden, bytes=element * (weights + 2.0 * m * hidden))
+    return Work(flops=2.0 * pairs * (up + inner) * hidden, bytes=stored * weights + element * 2.0 * m * hidden)

@@ -52,6 +52,13 @@ def test_work_counts_each_visited_expert_once():
     assert all_hit.bytes == pytest.approx(2 * (128 * 3 * 384 * 2048 + 2 * 100000 * 2048))
 
 
+@pytest.mark.parametrize(("scheme", "stored"), [("fp8_block", 1), ("int8_w8a16", 1), ("nvfp4", 0.5), ("mxfp4", 0.5)])
+def test_work_counts_weights_as_they_are_stored(scheme, stored):
+    shape = {"M": 100000, "E": 8, "N": 384, "K": 2048, "topk": 1}
+    found = work(Problem("fused_moe", Scheme.of(scheme), "bfloat16", shape, "silu"))
+    assert found.bytes == pytest.approx(stored * 8 * 3 * 384 * 2048 + 2 * 2 * 100000 * 2048)
+
+
 @given(st.integers(1, 512), st.integers(0, 10000))
 def test_experts_hit_lies_between_one_and_all(experts, pairs):
     assert 0 <= experts_hit(experts, pairs) <= min(experts, pairs) + 1e-6
