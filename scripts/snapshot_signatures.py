@@ -16,7 +16,7 @@ import json
 import re
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ def snapshot(wheel: Path) -> dict[str, Any]:
             "signatures": signatures,
         }
         if package == "flashinfer-python":
-            found["capabilities"] = {name: _backends(tree(path), name) for name, path in _DECORATED.items()}
+            found["capabilities"] = {name: _backends(tree, path, name) for name, path in _DECORATED.items()}
             found["moe_configs"] = _supported(tree(_CONFIGS))
         if package == "sgl-deep-gemm":
             found["exports"] = sorted(_names(tree("deep_gemm/__init__.py")))
@@ -195,30 +195,36 @@ def _call(decorators: list[ast.expr], name: str) -> ast.Call | None:
     return next((call for call in calls if getattr(call.func, "id", None) == name), None)
 
 
-def _backends(tree: ast.Module, name: str) -> dict[str, list[int]]:
+def _backends(tree: Callable[[str], ast.Module], path: str, name: str) -> dict[str, list[int]]:
     """Backend -> capabilities (major * 10 + minor) of one decorated function; a single one is called ``only``."""
-    function = _function(tree, name)
-    decorator = _call(function.decorator_list, "backend_requirement")
+    here = tree(path)
+    decorator = _call(_function(here, name).decorator_list, "backend_requirement")
     if decorator is None:
         raise SystemExit(f"{name} carries no backend_requirement any more: read its capabilities some other way.")
-    lists = {
-        checker.name: ast.literal_eval(listed.args[0])
-        for checker in _functions(tree)
-        if (listed := _call(checker.decorator_list, "supported_compute_capability")) is not None
-        and isinstance(listed.args[0], ast.List)
-    }
     checks = decorator.args[0]
     assert isinstance(checks, ast.Dict)
-    found = {
-        str(getattr(key, "value", "")): lists[value.id]
-        for key, value in zip(checks.keys, checks.values, strict=True)
-        if isinstance(value, ast.Name) and value.id in lists
-    }
     if not checks.keys:
         common = next(word.value for word in decorator.keywords if word.arg == "common_check")
-        assert isinstance(common, ast.Name)
-        found["only"] = lists[common.id]
-    return found
+        return {"only": _listed(tree, path, common)}
+    return {
+        str(getattr(key, "value", "")): _listed(tree, path, value)
+        for key, value in zip(checks.keys, checks.values, strict=True)
+    }
+
+
+def _listed(tree: Callable[[str], ast.Module], path: str, checker: ast.expr) -> list[int]:
+    """What a checker's ``supported_compute_capability`` lists; one that is imported is looked up where it is."""
+    assert isinstance(checker, ast.Name)
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ImportFrom) and any(alias.name == checker.id for alias in node.names):
+            folders = path.split("/")[: -node.level] if node.level else []
+            source = "/".join([*folders, *(node.module or "").split(".")]) + ".py"
+            return _listed(tree, source, checker)
+    call = _call(_function(tree(path), checker.id).decorator_list, "supported_compute_capability")
+    if call is None:
+        raise SystemExit(f"{checker.id} in {path} lists no capabilities any more.")
+    values = [ast.literal_eval(value) for value in getattr(call.args[0], "elts", ())]
+    return [int(value) for value in values]
 
 
 def _supported(tree: ast.Module) -> dict[str, list[int]]:
