@@ -30,11 +30,8 @@ PROJECTIONS = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
 """What one expert's parts are called: most models, and Mixtral and MiniMax."""
 
 _EMBEDDINGS = {"embed_tokens", "embeddings", "word_embeddings", "wte", "wpe"}
-_LONGEST_PATTERN, _LONG_REPEAT, _MOST_REPEATS = (
-    1000,
-    16,
-    6,
-)  # `.*` six times over a path of 80 letters is milliseconds, ten times hours
+# `.*` four times over a path of 76 letters takes 5 ms, six times 800 ms (measured), ten times hours.
+_LONGEST_PATTERN, _LONG_REPEAT, _MOST_REPEATS, _MOST_OPTIONS = 1000, 16, 4, 8
 
 
 def tail_of(name: str) -> str:
@@ -120,26 +117,47 @@ def regex(pattern: str, where: str) -> re.Pattern[str]:
         tree = import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse").parse(pattern)
     except (re.error, RecursionError, OverflowError) as error:
         raise UsageError(f"{where}: {pattern!r} is no regular expression ({error}). Correct the config.") from None
-    repeats, nested = _repeats(tree)
-    if nested or repeats > _MOST_REPEATS:
-        what = "a repeat inside a repeat" if nested else f"{repeats} unbounded repeats"
+    repeats, options, nested = _repeats(tree)
+    if nested or repeats > _MOST_REPEATS or options > _MOST_OPTIONS:
+        what = (
+            "a repeat or a choice inside a repeat" if nested else f"{repeats} unbounded repeats and {options} options"
+        )
         raise UsageError(f"{where}: {pattern!r} has {what} and could run for hours. Write it with fewer `*` and `+`.")
     return compiled
 
 
-def _repeats(tree: Any) -> tuple[int, bool]:
-    """(unbounded repeats, whether one lies inside another) of a parsed pattern."""
-    count, nested = 0, False
+def _repeats(tree: Any) -> tuple[int, int, bool]:
+    """(unbounded repeats, other repeats of no fixed count, whether something ambiguous lies inside a repeat).
+
+    A match of a path of n letters takes about n to the power of the first, times 2 to the power of the second; with
+    something ambiguous inside a repeat it is exponential in n. Of alternatives the worst one counts.
+    """
+    repeats, options, nested = 0, 0, False
     for code, argument in tree:
-        many = str(code).endswith("REPEAT")  # its argument: lowest, highest, pattern
+        word, most = str(code), 0
+        if word.endswith("REPEAT"):  # its argument: lowest, highest, pattern
+            most = int(argument[1])
+            repeats += most > _LONG_REPEAT
+            options += argument[0] != argument[1] and most <= _LONG_REPEAT
+        parts = [one for part in (argument if isinstance(argument, tuple) else (argument,))
+                 for one in (part if isinstance(part, list) else (part,)) if hasattr(one, "data")]  # fmt: skip
+        below = [_repeats(part) for part in parts]
+        choice = any(str(inner) == "BRANCH" for part in parts for inner, _ in _flat(part))
+        nested |= any(bad for _, _, bad in below)
+        nested |= most > 1 and (choice or any(more or less for more, less, _ in below))
+        repeats += max((more for more, _, _ in below), default=0)
+        options += max((less for _, less, _ in below), default=0)
+    return repeats, options, nested
+
+
+def _flat(tree: Any) -> list[tuple[Any, Any]]:
+    """The steps of a pattern and of the groups in it."""
+    found = []
+    for code, argument in tree:
+        found.append((code, argument))
         for part in argument if isinstance(argument, tuple) else (argument,):
-            for inner in part if isinstance(part, list) else (part,):  # a branch holds a list of patterns
-                if not hasattr(inner, "data"):
-                    continue
-                below, bad = _repeats(inner)
-                count, nested = count + below, nested or bad or (many and below > 0 and int(argument[1]) > 1)
-        count += many and int(argument[1]) > _LONG_REPEAT
-    return count, nested
+            found += _flat(part) if hasattr(part, "data") else []
+    return found
 
 
 def strings(config: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, ...]:

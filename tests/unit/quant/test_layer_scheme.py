@@ -6,12 +6,12 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernelmux.errors import KernelmuxError, UnknownScheme, UsageError
 from kernelmux.quant import layer_scheme, layer_schemes
-from kernelmux.quant.names import glob
+from kernelmux.quant.names import glob, regex
 
 L3 = "model.layers.3"
 QKV, O_PROJ, GATE_UP, DOWN = (
@@ -294,7 +294,10 @@ def test_quantization_inside_a_multimodal_config_is_found() -> None:
         ({**FP8, "weight_block_size": "axb"}, "weight_block_size"),
         ({**AWQ, "group_size": "x"}, "group_size must be"),
         (packed(["re:("]), "no regular expression"),
-        (packed(["re:(a+)+$"]), "repeat inside a repeat"),
+        (packed(["re:(a+)+$"]), "inside a repeat"),
+        (packed(["re:(.|.)*X"]), "inside a repeat"),
+        (packed(["re:(?:.?.?)*X"]), "inside a repeat"),
+        (packed(["re:" + ".?" * 30 + "X"]), "30 options"),
         (packed(["re:" + ".*" * 7 + "b"]), "unbounded repeats"),
         (packed(["re:" + "a" * 2000]), "too long"),
         ({"quant_method": "compressed-tensors", "config_groups": {"g": 3}}, "config_groups.g must be an object"),
@@ -323,6 +326,30 @@ def test_an_unknown_format_is_an_unknown_scheme(config: Any) -> None:
 def test_a_layer_needs_a_name(layer: Any) -> None:
     with pytest.raises(UsageError, match="module path"):
         layer_scheme(FP8, layer)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r".*\.mlp\.experts\.\d+\.(gate|up|down)_proj$",
+        r".*vision.*|.*audio.*|.*mm_projector.*",
+        r"^(language_model\.)?model\.layers\.(?:[0-9]|1[0-9])\..*",
+        r".*mlp\.(gate|up|gate_up|down)_proj.*",
+        r"model\.layers\.\d{1,2}\.self_attn\.[qkv]_proj",
+    ],
+)
+def test_the_expressions_that_checkpoints_hold_are_taken(pattern: str) -> None:
+    assert layer_scheme(packed([f"re:{pattern}"]), "model.layers.1.mixer.in_proj").name in ("nvfp4", "none")
+
+
+@settings(deadline=2000)
+@given(st.text(alphabet="ab.*+?()|{}2,X", max_size=14))
+def test_no_expression_of_a_config_runs_long(pattern: str) -> None:
+    try:
+        compiled = regex(pattern, "ignore")
+    except UsageError:
+        return
+    compiled.match("ab" * 40)
 
 
 words = st.sampled_from(
