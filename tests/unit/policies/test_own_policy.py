@@ -240,3 +240,32 @@ def test_a_rule_about_another_op_may_name_that_ops_kernels(tmp_path: Path) -> No
     path = write(tmp_path / "p.yaml", "{id: n, when: {op: rms_norm}, prefer: ['kernelmux.rms_norm[torch]'], why: so}")
     assert km.select_backend("fused_moe", policy=path, **MOE).backend == "triton"
     assert km.select_backend("rms_norm", device="h100-sxm", policy=path).kernel == "kernelmux.rms_norm[torch]"
+
+
+BOMB = "\n".join(["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"rules:\n  - {PREFER_TORCH.replace('prefer', 'perfer')}\n", ["line 2", "perfer", "prefer, forbid, pin"]),
+        (f"rules:\n  - {PREFER_TORCH.replace('why', 'id: twice, why')}\n", ["line 2", "'id' stands twice"]),
+        (BOMB, ["line 2", "alias"]),
+        (
+            f"rules:\n  - {PREFER_TORCH.replace('why', 'after: b, why')}\n"
+            f"  - {PREFER_TORCH.replace('mine', 'b').replace('why', 'after: mine, why')}\n",
+            ["line 2", "cycle", "mine after b, b after mine"],
+        ),
+    ],
+    ids=["typo", "duplicate key", "bomb", "cycle"],
+)
+def test_a_faulty_policy_is_one_line_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, words: list[str]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    assert run(["select", "fused_moe", "--device", "cpu", "--policy", str(path)]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert all(word in said.err for word in ("mine.yaml", *words)), said.err
+    assert said.err.count("\n") == 1

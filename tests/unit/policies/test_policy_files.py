@@ -13,9 +13,9 @@ from kernelmux.errors import ConfigFileError
 from kernelmux.policies.lint import lint
 from kernelmux.policies.policy import RULES_FOLDER, Policy
 from kernelmux.policies.rule import read_rule
-from kernelmux.registry import Packages, discovery
+from kernelmux.registry import ANY, AnyOf, KnownIssue, NeedsPackage, Packages, discovery
 
-from .toyworld import gpu, make_op, make_policy, make_problem, rule, world
+from .toyworld import gpu, make_kernel, make_op, make_policy, make_problem, rule, world
 
 GOOD = """rules:
   - id: first
@@ -212,6 +212,41 @@ def test_the_linter_finds(rules: list[dict[str, Any]], code: str) -> None:
     assert [fault.code for fault in faults] == [code]
     assert faults[0].message
     assert faults[0].fix
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"when": {"op": "mix", "scheme": "nvfp4"}, "prefer": ["torch"]}, "never_satisfied"),  # torch takes none alone
+        ({"when": {"op": "mix", "demands": ["batch_invariant"]}, "prefer": ["cutlass"]}, "never_satisfied"),
+        ({"when": {"op": "mix", "dtype": "bf16", "vendor": "amd"}, "prefer": ["cudnn"]}, "never_satisfied"),
+        ({"when": {"op": "mix", "shape": {"Q": 3}}}, "unknown_axis"),
+        ({"holds_for": {"flashinfer-python": ">=0.7.5,<0.7.6"}}, "dead_window"),
+        ({"holds_for": {"triton": ">=99"}}, "dead_window"),
+    ],
+)
+def test_the_linter_tries_every_case_of_a_rule_and_every_released_version(change: dict[str, Any], code: str) -> None:
+    assert [fault.code for fault in lint(make_policy({**rule("a", ["triton"]), **change}), world())] == [code]
+
+
+def test_the_linter_asks_for_evidence_where_a_rule_gives_none() -> None:
+    faults = lint(Policy((make_policy(rule("a", ["triton"])).rules[0].but(evidence=""),)), world())
+    assert [fault.code for fault in faults] == ["no_evidence"]
+
+
+def test_the_linter_finds_windows_and_capabilities_of_kernels_that_nothing_falls_into() -> None:
+    nowhere = make_kernel("marlin", ("9.9",), KnownIssue(ANY, {"triton": "<0.1"}, "broken", "wait"))
+    never = make_kernel("cutile", ANY, AnyOf((NeedsPackage("flashinfer-python", ">=7"),)))
+    found = [(fault.rule, fault.code) for fault in lint(Policy(), world([nowhere, never]))]
+    assert found == [
+        ("toy.mix[cutile]", "dead_window"),
+        ("toy.mix[marlin]", "no_gpu"),
+        ("toy.mix[marlin]", "dead_window"),
+    ]
+
+
+def test_a_package_without_a_list_of_releases_is_not_judged() -> None:
+    assert lint(make_policy(rule("a", ["triton"], holds_for={"unheard-of": ">=99"})), world()) == []
 
 
 def test_the_linter_is_content_with_narrow_before_wide() -> None:
