@@ -121,8 +121,10 @@ def show(
 
 
 def _show_file(path: Path, as_json: bool) -> None:
+    from kernelmux.tuning_configs import check as check_module
     from kernelmux.tuning_configs import sidecar as sidecars
     from kernelmux.tuning_configs.document import read
+    from kernelmux.tuning_configs.engines import foreign
     from kernelmux.tuning_configs.names import TableName
     from kernelmux.tuning_configs.reconcile import reconciled
 
@@ -132,6 +134,9 @@ def _show_file(path: Path, as_json: bool) -> None:
         name = TableName.parse(path.name)
     except ValueError as error:
         raise ConfigFileError(path, "file name", f"{error}.", "Give the path of one table file.") from error
+    if check_module.format_of(path, name, foreign.read(path)) != "kernelmux":
+        _show_foreign(path, as_json)
+        return
     up_path, down_path = path.with_name(name.side(False).format()), path.with_name(name.side(True).format())
     up = read(up_path if up_path.exists() else path).checked()
     down = read(down_path).checked() if down_path.exists() else up
@@ -146,6 +151,38 @@ def _show_file(path: Path, as_json: bool) -> None:
         "notes": list(notes),
     }
     emit(data, as_json, lambda: _say_table(shown, meta, str(path), notes))
+
+
+def _show_foreign(path: Path, as_json: bool) -> None:
+    """An engine's table as it stands in the file, every key of it."""
+    from kernelmux.tuning_configs.check import check as judge
+    from kernelmux.tuning_configs.engines import foreign
+
+    reading = foreign.read(path)
+    (report,) = judge([path])
+    if reading.table is None:
+        fault = reading.faults[-1]
+        raise ConfigFileError(path, fault.where, fault.message, fault.fix)
+    entries = reading.table.entries
+    notes = [f"{fault.message} {fault.fix} [{fault.code}]" for fault in report.faults]
+    data = {
+        "path": str(path),
+        "source": "imported",
+        "format": report.format,
+        "triton_version": reading.table.triton_version,
+        "table": {str(m): dict(entry) for m, entry in entries.items()},
+        "sidecar": None,
+        "notes": notes,
+    }
+
+    def words() -> None:
+        keys = list(dict.fromkeys(key for entry in entries.values() for key in entry))
+        rows = [[m, *(entry.get(key) for key in keys)] for m, entry in entries.items()]
+        table(["M", *keys], rows, right=range(len(keys) + 1), title=f"{path} ({report.format})")
+        for sentence in notes:
+            note(sentence)
+
+    emit(data, as_json, words)
 
 
 def _show_choice(

@@ -6,6 +6,7 @@ Everything is reported as a value, one list of faults a file; `fix` mends what c
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +68,17 @@ def _files(path: Path) -> Iterator[Path]:
         for name in sorted(listed):
             # A sidecar is judged with its table; alone, it has lost it.
             alone = name.endswith(".meta.json") and name.removesuffix(".meta.json") + ".json" not in listed
-            if (name.endswith(".json") and not name.endswith(".meta.json")) or alone:
+            if alone or (name.endswith(".json") and not name.endswith(".meta.json") and _claims(name, below)):
                 yield Path(folder, name)
+
+
+def _claims(name: str, below: list[str]) -> bool:
+    """Whether a name in a folder claims to be a MoE table. Engines keep others: those of dense GEMMs have a grammar of
+    their own, and SGLang's of other kernels lie beside its version folders.
+    """
+    if re.match(r"N=\d+,K=\d+,device_name=", name):
+        return False
+    return "E=" in name or not any(folder.startswith("triton_") for folder in below)
 
 
 def _sidecar(path: Path) -> FileReport:
