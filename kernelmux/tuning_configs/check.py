@@ -68,17 +68,17 @@ def _files(path: Path) -> Iterator[Path]:
         for name in sorted(listed):
             # A sidecar is judged with its table; alone, it has lost it.
             alone = name.endswith(".meta.json") and name.removesuffix(".meta.json") + ".json" not in listed
-            if alone or (name.endswith(".json") and not name.endswith(".meta.json") and _claims(name, below)):
+            if alone or (name.endswith(".json") and not name.endswith(".meta.json") and _claims(name, Path(folder))):
                 yield Path(folder, name)
 
 
-def _claims(name: str, below: list[str]) -> bool:
+def _claims(name: str, folder: Path) -> bool:
     """Whether a name in a folder claims to be a MoE table. Engines keep others: those of dense GEMMs have a grammar of
     their own, and SGLang's of other kernels lie beside its version folders.
     """
     if re.match(r"N=\d+,K=\d+,device_name=", name):
         return False
-    return "E=" in name or not any(folder.startswith("triton_") for folder in below)
+    return "E=" in name or folder.parts[-2:] != ("triton_utils", "configs")
 
 
 def _sidecar(path: Path) -> FileReport:

@@ -193,7 +193,7 @@ def test_help_names_both_commands() -> None:
 
 
 def test_tables_of_other_kernels_that_engines_keep_beside_are_not_judged(tmp_path: Path) -> None:
-    write(tmp_path / "configs", "causal_conv1d_fwd_sm_90.json", "[]")
-    write(tmp_path / "configs" / "triton_3_6_0", f"{H100}.json", {"1": ENTRY})
+    write(tmp_path / "triton_utils" / "configs", "causal_conv1d_fwd_sm_90.json", "[]")
+    write(tmp_path / "triton_utils" / "configs" / "triton_3_6_0", f"{H100}.json", {"1": ENTRY})
     write(tmp_path / "dense", "N=1536,K=7168,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128,128].json", "{}")
     assert [(report.path.name, report.ok) for report in check([tmp_path])] == [(f"{H100}.json", True)]
