@@ -105,7 +105,7 @@ class Blocks:
         yield self.gemm(prefix, f"{name}.down_proj", self.hidden, mine)
 
     def dense_width(self) -> int:
-        return self.config.number(("intermediate_size", *INTERMEDIATE), "the MLP's intermediate size")
+        return self.config.number(("intermediate_size_mlp", "intermediate_size"), "the MLP's intermediate size")
 
     def moe(self, prefix: str, name: str) -> Iterator[Site]:
         """Router, choice of experts, the experts themselves, and what runs beside them for every token."""
@@ -131,15 +131,16 @@ class Blocks:
 
     def _shared(self, prefix: str, name: str) -> Iterator[Site]:
         config = self.config
-        width = config.number_or(("moe_shared_expert_intermediate_size", "shared_expert_intermediate_size"), 0)
+        one = config.number_or(("shared_expert_intermediate_size",), 0)  # Qwen's: a single one, behind a gate
+        width = one or config.number_or(("moe_shared_expert_intermediate_size",), 0)
         count = config.number_or(("n_shared_experts", "num_shared_experts"), 0)
         if not width and count:
             width = count * config.number(INTERMEDIATE, "the experts' intermediate size")
         if not width:
             return
-        module = f"{name}.{config.get('shared_expert_module', 'shared_experts')}"
+        module = f"{name}.{'shared_expert' if one else 'shared_experts'}"
         yield from self.mlp(prefix, module, width)
-        if config.get("shared_expert_gate"):
+        if one:
             yield Site(f"{module}_gate", None, (("N", 1), ("K", self.hidden)), what="none GEMM")
 
     def _routing(self) -> tuple[tuple[str, Any], ...]:

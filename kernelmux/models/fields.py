@@ -14,7 +14,7 @@ from kernelmux.models.implied import IMPLIED
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 INTERMEDIATE = ("moe_intermediate_size", "intermediate_size")
 HIDDEN = ("hidden_size",)
-TOPK = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k")
+TOPK = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "top_k_experts")
 ACTIVATION = ("mlp_hidden_act", "hidden_act", "hidden_activation")
 DTYPE = ("torch_dtype", "dtype")
 LATENT = ("moe_latent_size",)
@@ -100,7 +100,9 @@ class ModelConfig:
             if isinstance(value, str) and value.removeprefix("torch.").lower() in words:
                 return words[value.removeprefix("torch.").lower()]
             known = ", ".join(sorted(set(words.values())))
-            raise ConfigFileError(self.path, key, f"{value!r} is none of {known}.", "Override it on the command line.")
+            raise ConfigFileError(
+                self.path, key, f"{value!r} is none of {known}.", "`kernelmux tune` takes --activation and --dtype."
+            )
         return default
 
     @property

@@ -14,6 +14,7 @@ from kernelmux.quant import layer_schemes
 from kernelmux.quant.layers import LayerSchemes
 
 MOST_LAYERS = 4096
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 
 # What a hybrid pattern's letters and words mean (Nemotron-H: hybrid_override_pattern, later layers_block_type).
 MIXERS: Mapping[str, str] = {
@@ -50,7 +51,9 @@ class _Walk:
         if tp < 1:
             raise UsageError(f"--tp {tp} must be at least 1.")
         self.config, self.tp = config, tp
-        self.count = config.number(("num_hidden_layers", "n_layer", "num_layers"), "the number of layers")
+        kinds = config.get("layers_block_type")
+        said = config.has(LAYERS) or not isinstance(kinds, (list, tuple)) or not kinds
+        self.count = config.number(LAYERS, "the number of layers") if said else len(kinds)
         if self.count > MOST_LAYERS:
             raise ConfigFileError(config.path, "num_hidden_layers", f"{self.count} layers are above {MOST_LAYERS}.")
         self.schemes = lru_cache(maxsize=1)(self._schemes)

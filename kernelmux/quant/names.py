@@ -56,13 +56,15 @@ def shards(name: str) -> tuple[str, ...]:
 
 
 def spellings(name: str) -> tuple[str, ...]:
-    """The name, and as it reads without the wrapper of a multimodal model.
+    """The name as the language model alone has it, and as it reads inside a multimodal model, in the two ways in use.
 
-    Checkpoints write ``model.language_model.layers`` or ``language_model.model.layers`` where the language model
-    alone has ``model.layers`` (sglang ``modelopt_quant.py:379-425`` strips it too).
+    ``model.layers.0``, ``language_model.model.layers.0`` (Kimi-K2.5) and ``model.language_model.layers.0`` (Qwen3.5)
+    are one layer; a config may be written in another way than its reader's names (sglang ``modelopt_quant.py:379-425``
+    and vLLM's weight mappers translate too).
     """
     bare = name.replace("model.language_model.", "model.", 1).replace("language_model.", "", 1)
-    return (name,) if bare == name else (name, bare)
+    inner = f"model.language_model.{bare.removeprefix('model.')}"
+    return tuple(dict.fromkeys((name, bare, f"language_model.{bare}", inner)))
 
 
 class Paths:
@@ -73,7 +75,7 @@ class Paths:
     """
 
     def __init__(self, entries: Iterable[str]):
-        self.entries = frozenset(spelled for entry in entries for spelled in spellings(entry.strip(".")))
+        self.entries = frozenset(entry.strip(".") for entry in entries)
 
     def __contains__(self, name: str) -> bool:
         if not self.entries:

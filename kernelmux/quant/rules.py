@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kernelmux.errors import UsageError
+from kernelmux.errors import UnknownScheme, UsageError
 from kernelmux.quant import formats
 from kernelmux.quant.formats import NONE
 from kernelmux.quant.names import EXPERTS, Paths, glob, is_head, is_linear, regex, spellings, strings
@@ -93,11 +93,11 @@ class Awq(Rule):
         if is_head(name) and not self.head:
             return NONE
         inside = f".{EXPERTS}." in name
-        skipped = any(entry in name for entry in self.entries if not inside or EXPERTS in entry)
-        return NONE if skipped else self.schemes[0]
+        entries = [entry for entry in self.entries if not inside or EXPERTS in entry]
+        return NONE if _within(entries, name) else self.schemes[0]
 
     def whole(self, experts: str) -> bool:
-        return any(entry in experts for entry in self.entries)
+        return _within(self.entries, experts)
 
 
 class Gptq(Rule):
@@ -134,17 +134,22 @@ class Gptq(Rule):
         if is_head(name) and not self.head:
             return NONE
         inside = f".{EXPERTS}." in name
-        if any(entry in name for entry in self.skipped if not inside or EXPERTS in entry):
+        if _within([entry for entry in self.skipped if not inside or EXPERTS in entry], name):
             return NONE
         for pattern, values in self.dynamic:
-            if pattern.match(name):
+            if any(pattern.match(spelled) for spelled in spellings(name)):
                 return NONE if values is None else formats.integer(self.config, values)
-        if self.only and not any(entry in name for entry in self.only):
+        if self.only and not _within(self.only, name):
             return NONE
         return self.schemes[0]
 
     def whole(self, experts: str) -> bool:
-        return any(entry in experts for entry in self.skipped)
+        return _within(self.skipped, experts)
+
+
+def _within(entries: Sequence[str], name: str) -> bool:
+    """Whether an entry is anywhere in the path, however it is spelled."""
+    return any(entry in spelled for spelled in spellings(name) for entry in entries)
 
 
 def _flat(config: Mapping[str, Any]) -> list[Any] | None:
@@ -197,7 +202,7 @@ class CompressedTensors(Rule):
 
 
 def _names_or_regexes(entries: Sequence[str], where: str) -> Callable[[str], bool]:
-    names = frozenset(spelled for entry in entries for spelled in spellings(entry))
+    names = frozenset(entry for entry in entries if not entry.startswith("re:"))
     patterns = [regex(entry[3:], where) for entry in entries if entry.startswith("re:")]
 
     def matches(name: str) -> bool:
@@ -225,6 +230,7 @@ class ModelOpt(Rule):
         algo = config.get("quant_algo")
         self.mixed = str(algo or "").upper().startswith("MIXED")
         self.layers: dict[str, Scheme] = {}
+        self.unknown: dict[str, UnknownScheme] = {}
         self.below: dict[str, dict[str, Scheme]] = {}
         if self.mixed:
             self._read_layers(config)
@@ -249,23 +255,28 @@ class ModelOpt(Rule):
         for name, entry in layers.items():
             if not isinstance(entry, Mapping):
                 raise UsageError(f"quantized_layers[{name!r}] must be an object with quant_algo.")
-            found[name] = formats.modelopt(entry.get("quant_algo"), entry.get("group_size"))
+            try:
+                found[name] = formats.modelopt(entry.get("quant_algo"), entry.get("group_size"))
+            except UnknownScheme as error:  # of this layer; the others can be read
+                self.unknown[name] = error
         self._add(found)
 
     def _add(self, layers: Mapping[str, Scheme]) -> None:
+        self.layers.update(layers)
         for name, scheme in layers.items():
-            for spelled in spellings(name):
-                self.layers[spelled] = scheme
-                head, found, rest = spelled.rpartition(f".{EXPERTS}.")
-                if found:
-                    self.below.setdefault(f"{head}.{EXPERTS}", {})[rest] = scheme
+            head, found, rest = name.rpartition(f".{EXPERTS}.")
+            if found:
+                self.below.setdefault(f"{head}.{EXPERTS}", {})[rest] = scheme
 
     def one(self, name: str) -> Scheme:
         if self._excluded(name):
             return NONE
         if not self.mixed:
             return self.schemes[0]
-        if not self.layers:
+        for spelled in spellings(name):
+            if spelled in self.unknown:
+                raise self.unknown[spelled]
+        if not self.layers and not self.unknown:
             raise UsageError(
                 "this ModelOpt config is MIXED_PRECISION and names no layers. Read the model's hf_quant_config.json, "
                 "whose quantized_layers does."

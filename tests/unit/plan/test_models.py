@@ -129,6 +129,19 @@ def test_the_same_pattern_as_a_list_gives_the_same_model() -> None:
     assert listed == model("nemotron-3-nano")
 
 
+def test_a_list_of_layers_counts_them() -> None:
+    listed = model(
+        "nemotron-3-nano", num_hidden_layers=None, hybrid_override_pattern=None, layers_block_type=["moe"] * 3
+    )
+    assert listed.layers == 3
+
+
+def test_a_single_shared_expert_has_a_name_and_a_gate_of_its_own() -> None:
+    qwen = model("qwen3-30b-a3b", shared_expert_intermediate_size=512)
+    assert shape(qwen, "mlp.shared_expert.gate_up_proj") == {"N": 1024, "K": 2048}
+    assert shape(qwen, "mlp.shared_expert_gate") == {"N": 1, "K": 2048}
+
+
 def test_latent_experts_work_on_the_latent_size_between_two_projections() -> None:
     latent = model("nemotron-3-super-nvfp4", tp=2)
     assert shape(latent, "mixer.fc1_latent_proj") == {"N": 1024, "K": 4096}

@@ -281,6 +281,23 @@ def test_an_entry_for_one_fused_module_does_not_hide_that_another_ones_parts_dif
         layer_scheme(config, QKV)
 
 
+@pytest.mark.parametrize("wrapper", ["language_model.model.", "model.language_model."])
+def test_a_layer_is_known_by_its_name_inside_a_multimodal_model(wrapper: str) -> None:
+    config = modelopt(f"{wrapper}layers.3.self_attn*", "vision_tower*")
+    assert layer_scheme(config, QKV).name == "none"
+    assert layer_scheme(config, f"{wrapper}layers.3.self_attn.qkv_proj").name == "none"
+    assert layer_scheme(config, "model.layers.4.self_attn.qkv_proj").name == "nvfp4"
+    for listed in ({**FP8, "ignored_layers": [O_PROJ]}, packed([O_PROJ]), {**AWQ, "modules_to_not_convert": [O_PROJ]}):
+        assert layer_scheme(listed, f"{wrapper}layers.3.self_attn.o_proj").name == "none"
+
+
+def test_an_algorithm_nobody_knows_stops_its_own_layer_only() -> None:
+    config = mixed(**MIXED, model__layers__3__mlp__down_proj="MXFP8")
+    assert layer_scheme(config, "model.layers.0.mlp.experts").name == "nvfp4_w4a16"
+    with pytest.raises(UnknownScheme, match="MXFP8"):
+        layer_scheme(config, DOWN)
+
+
 def test_quantization_inside_a_multimodal_config_is_found() -> None:
     assert layer_scheme({"model_type": "vl", "text_config": {"quantization_config": FP8}}, QKV).name == "fp8_block"
 
