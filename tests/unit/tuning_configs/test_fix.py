@@ -120,3 +120,29 @@ def test_a_mended_pair_agrees_at_every_token_count(tmp_path_factory, up, down) -
     mend([folder])
     assert codes(check([folder])) == []
     assert mend([folder]) == []
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["1", "x", *ENTRY]), inner, max_size=4),
+    max_leaves=12,
+)
+entries = st.fixed_dictionaries({key: st.integers(-1, 512) | values for key in ENTRY})
+tables = st.dictionaries(st.sampled_from(["1", "8", "64", "triton_version", "01", "x"]), entries | values, max_size=4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    tables | values, tables, st.sampled_from(["vllm", "sglang", "kernelmux", None]), st.sampled_from([H100, BLOCK[:-5]])
+)
+def test_whatever_a_file_holds_it_is_judged_and_mended_without_a_crash(
+    tmp_path_factory, up, down, engine: str | None, name: str
+) -> None:
+    folder = tmp_path_factory.mktemp("any") / "triton_3_6_0"
+    write(folder, f"{name}.json", json.dumps(up))
+    write(folder, f"{name}_down.json", json.dumps(down))
+    for report in check([folder], engine):
+        assert all(fault.code and fault.message for fault in report.faults)
+    mend([folder], engine)
+    again = mend([folder], engine)
+    assert again == []
