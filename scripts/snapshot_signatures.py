@@ -83,6 +83,7 @@ LIBRARIES: Mapping[str, Mapping[str, tuple[str, str]]] = {
                 "marlin_utils_fp4": (
                     "apply_fp4_marlin_linear",
                     "prepare_fp4_layer_for_marlin",
+                    "prepare_moe_mxfp4_layer_for_marlin",
                     "prepare_nvfp4_moe_layer_for_marlin",
                 ),
                 "marlin_utils_fp8": (

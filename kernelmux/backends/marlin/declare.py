@@ -1,4 +1,4 @@
-"""What Marlin offers: NVFP4 and FP8 weights multiplied by 16-bit activations.
+"""What Marlin offers: NVFP4, MXFP4 and FP8 weights multiplied by 16-bit activations.
 
 It is a change of numerics: activations are not quantized, also where the checkpoint says they should be. A Selection
 says so by its scheme and by the promise ``w4a16`` or ``w8a16``.
@@ -36,12 +36,9 @@ _COMMON: tuple[Requirement, ...] = (
         link="https://github.com/vllm-project/vllm/tree/main/csrc/quantization/marlin",
     ),
 )
-_FP4_GPUS = OnCapability(
-    _TURING | _AMPERE_TO_HOPPER | _BLACKWELL, why="Marlin is built for these; nobody has reported it on 11.0"
-)
-_FP8_GPUS = OnCapability(
-    _TURING | _AMPERE_TO_HOPPER, why="Marlin unpacks FP8 for GPUs without fast FP8; later ones multiply FP8 themselves"
-)
+# vLLM lists 7.5 and everything later; nobody has reported it on 11.0. Its 0.33.0 wheel holds Marlin in machine code for 7.5, 8.0, 8.6, 8.9, 12.0 (dense
+# for 9.0 too, read with cuobjdump); elsewhere the driver compiles the PTX of 8.0.
+_GPUS = OnCapability(_TURING | _AMPERE_TO_HOPPER | _BLACKWELL, why="vLLM lists 7.5 and later; nobody has reported it on 11.0")
 _FP4_SCHEMES = SchemeIn(frozenset({"nvfp4", "nvfp4_w4a16"}))
 _W4A16 = frozenset({"w4a16"})
 _W8A16 = frozenset({"w8a16"})
@@ -56,7 +53,7 @@ KERNELS = (
         prepare=f"{_HERE}.linear:prepare_nvfp4",
         layout="marlin-nvfp4",
         capturable=True,
-        requirements=(_FP4_GPUS, _FP4_SCHEMES, Aligned("K", 16, "whole scale blocks"), *_COMMON),
+        requirements=(_GPUS, _FP4_SCHEMES, Aligned("K", 16, "whole scale blocks"), *_COMMON),
         numerics=Numerics(rounding=("weights to 16 bits", "output"), promises=_W4A16),
     ),
     Kernel(
@@ -67,7 +64,7 @@ KERNELS = (
         prepare=f"{_HERE}.linear:prepare_fp8",
         layout="marlin-fp8",
         capturable=True,
-        requirements=(_FP8_GPUS, _FP8_SCHEMES, Aligned("K", 64, "its tile"), Aligned("N", 64, "its tile"), *_COMMON),
+        requirements=(_GPUS, _FP8_SCHEMES, Aligned("K", 64, "its tile"), Aligned("N", 64, "its tile"), *_COMMON),
         numerics=Numerics(rounding=("scales to 16 bits", "output"), promises=_W8A16),
     ),
     Kernel(
@@ -79,7 +76,7 @@ KERNELS = (
         layout="experts-marlin-nvfp4",
         capturable=True,
         requirements=(
-            _FP4_GPUS,
+            _GPUS,
             _FP4_SCHEMES,
             ActivationIn(frozenset({"silu", "gelu", "gelu_tanh", "relu2"})),
             Aligned("N", 16, "whole scale blocks"),
@@ -100,7 +97,7 @@ KERNELS = (
         layout="experts-marlin-fp8",
         capturable=True,
         requirements=(
-            _FP8_GPUS,
+            _GPUS,
             _FP8_SCHEMES,
             ActivationIn(frozenset({"silu", "gelu", "gelu_tanh"}), why="its padding takes a gate for granted"),
             Aligned("N", 64, "its tile"),
@@ -110,6 +107,27 @@ KERNELS = (
         numerics=Numerics(
             rounding=("scales to 16 bits", "both projections", "activated inner rows", "output"),
             promises=_W8A16 | {"routing_outside"},
+        ),
+    ),
+    Kernel(
+        name="vllm.marlin_moe_mxfp4[marlin]",
+        op="fused_moe",
+        backend="marlin",
+        load=f"{_HERE}.moe:run",
+        prepare=f"{_HERE}.moe:prepare_mxfp4",
+        layout="experts-marlin-mxfp4",
+        capturable=True,
+        requirements=(
+            _GPUS,
+            SchemeIn(frozenset({"mxfp4"})),
+            ActivationIn(frozenset({"silu", "gelu", "gelu_tanh"}), why="it takes a gate for granted"),
+            Aligned("N", 64, "its tile"),
+            Aligned("K", 128, "its tile"),
+            *_COMMON,
+        ),
+        numerics=Numerics(
+            rounding=("weights to 16 bits", "both projections", "activated inner rows", "output"),
+            promises=_W4A16 | {"routing_outside"},
         ),
     ),
 )

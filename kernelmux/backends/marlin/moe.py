@@ -1,4 +1,4 @@
-"""fused_moe of NVFP4 or FP8 experts through Marlin, weight-only. Its rows are [gate; up], as Hugging Face's."""
+"""fused_moe of NVFP4, MXFP4 or FP8 experts through Marlin, weight-only. Its rows are [gate; up], as Hugging Face's."""
 
 from __future__ import annotations
 
@@ -64,6 +64,15 @@ def prepare_nvfp4(
         is_act_and_mul=w1.shape[1] == 2 * inner,
     )
     return MarlinMoe(one, two, one_scale, two_scale, one_global, two_global, "float4_e2m1f")
+
+
+def prepare_mxfp4(device: Any = None, *, w1: Tensor, w2: Tensor, w1_scale: Tensor, w2_scale: Tensor) -> MarlinMoe:
+    """Packed u8 [E, rows, columns/2] with a gate, e8m0 scales (u8) [E, rows, columns/32]."""
+    made = layer({}, params_dtype=activation_dtype(device, w1))
+    one, two, one_scale, two_scale, _, _ = utils("marlin_utils_fp4").prepare_moe_mxfp4_layer_for_marlin(
+        layer=made, w13=w1, w2=w2, w13_scale=w1_scale, w2_scale=w2_scale, w13_bias=None, w2_bias=None
+    )
+    return MarlinMoe(one, two, one_scale, two_scale, None, None, "float4_e2m1f")
 
 
 def prepare_fp8(
