@@ -94,19 +94,20 @@ def glob(pattern: str, text: str) -> bool:
 
     ModelOpt's lists know no other wildcard (sglang ``modelopt_quant.py:379-425``: ``.`` escaped, ``*`` to ``.*``).
     """
-    at, star, resume, place = 0, -1, 0, 0
-    while place < len(text):
-        if at < len(pattern) and pattern[at] == "*":
-            star, resume = at, place
-            at += 1
-        elif at < len(pattern) and pattern[at] == text[place]:
-            at, place = at + 1, place + 1
-        elif star >= 0:
-            resume += 1
-            at, place = star + 1, resume
-        else:
+    first, *middle = pattern.split("*")
+    if not middle:
+        return pattern == text
+    last = middle.pop()
+    end = len(text) - len(last)
+    if not text.startswith(first) or not text.endswith(last) or end < len(first):
+        return False
+    at = len(first)
+    for part in middle:  # the earliest place leaves most room for the rest
+        at = text.find(part, at, end)
+        if at < 0:
             return False
-    return all(letter == "*" for letter in pattern[at:])
+        at += len(part)
+    return True
 
 
 @lru_cache(maxsize=4096)

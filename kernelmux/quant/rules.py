@@ -226,7 +226,9 @@ class ModelOpt(Rule):
         self.method = "modelopt"
         entries = strings(config, SKIPPED)
         self.skipped = Paths(entry for entry in entries if "*" not in entry)
-        self.globs = tuple(entry for entry in entries if "*" in entry)
+        globs = [entry for entry in entries if "*" in entry]
+        self.starts = tuple(entry[:-1] for entry in globs if entry.find("*") == len(entry) - 1)  # nearly all of them
+        self.globs = tuple(entry for entry in globs if entry.find("*") < len(entry) - 1)
         algo = config.get("quant_algo")
         self.mixed = str(algo or "").upper().startswith("MIXED")
         self.layers: dict[str, Scheme] = {}
@@ -290,6 +292,8 @@ class ModelOpt(Rule):
         if name in self.skipped:
             return True
         texts = {*spellings(name), *name.split(".")}
+        if any(text.startswith(self.starts) for text in texts):
+            return True
         return any(glob(pattern, text) for pattern in self.globs for text in texts)
 
 
