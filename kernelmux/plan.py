@@ -186,7 +186,10 @@ def plan(
     model = describe(ModelConfig(read) if isinstance(read, Mapping) else ModelConfig.read(read), tp)
     here = resolve_device(device)
     lines = tuple(_line(placed, model, here, tokens, packages, policy) for placed in model.placed)
-    return Plan(model, here, tokens, lines, (OUT_OF_SCOPE, *model.unread))
+    untrusted = (
+        () if here.trusted else (f"{here.name} is untrusted: nobody has listed this GPU, so portable kernels only.",)
+    )
+    return Plan(model, here, tokens, lines, (OUT_OF_SCOPE, *untrusted, *model.unread))
 
 
 def _line(

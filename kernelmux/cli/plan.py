@@ -95,10 +95,13 @@ def _render(made: Plan) -> None:
 def _reason(line: Line) -> str:
     """Why, what was preferred to it, what the call is given beside its shape, and what the choice leaves out."""
     site = line.site
+    passed_over: dict[str, list[str]] = {}
+    for name, reason in line.passed_over():
+        passed_over.setdefault(reason.rstrip("."), []).append(name)
     options = ", ".join(f"{name}={value}" for name, value in site.options)
     words = [
         line.why.rstrip("."),
-        *(f"Not {name}: {reason}" for name, reason in line.passed_over()),
+        *(f"Not {' and '.join(names)}: {reason}" for reason, names in passed_over.items()),
         f"Called with {options}" if options else "",
         f"{site.note[0].upper()}{site.note[1:]}" if site.note else "",
     ]

@@ -25,7 +25,7 @@ PORTABLE = Packages({"torch": "2.9.0", "triton": "3.6.0"})  # so that the expert
 
 # Quantized experts that no kernel runs on some GPU even with every package: kernelmux has no kernel of its own for them
 # yet. Whatever else is refused is a fault.
-WITHOUT_A_PORTABLE_KERNEL = {("fused_moe", name) for name in ("fp8_block", "int4_w4a16", "mxfp4", "nvfp4")}
+WITHOUT_A_PORTABLE_KERNEL = {("fused_moe", name) for name in ("int4_w4a16", "mxfp4")}
 
 # The ops a plan may ask for. Until each is declared, its lines say so; when all are, none may be missing.
 OPS = {
@@ -70,6 +70,12 @@ def test_each_example_on_each_gpu_is_planned_with_no_unexplained_op(name: str, d
 def test_every_op_of_an_unquantized_model_has_a_kernel_on_every_gpu(name: str, device: str) -> None:
     made = planned(name, device)
     assert [line.why for line in made.lines if line.state == REFUSED] == []
+
+
+def test_a_gpu_nobody_listed_is_planned_with_portable_kernels_and_called_untrusted() -> None:
+    made = planned("qwen3-30b-a3b", "sm_999")
+    assert any("untrusted" in note for note in made.notes)
+    assert {line.selection.backend for line in made.lines if line.selection} <= {"torch", "triton", "torch_compile"}
 
 
 def test_attention_is_said_to_be_out_of_scope_and_plain_gemms_to_be_torchs() -> None:
