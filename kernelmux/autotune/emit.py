@@ -8,16 +8,15 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kernelmux.autotune.result import Line, TuneResult, rounded
 from kernelmux.errors import StoreError
-from kernelmux.store.files import locked, store_error, write_whole
-from kernelmux.tuning_configs.engines import sglang, vllm
-from kernelmux.tuning_configs.engines.foreign import ForeignTable
-from kernelmux.tuning_configs.folders import PREDICTED, folder_name
+from kernelmux.store.files import store_error
+from kernelmux.tuning_configs.engines.writer import write_for
+from kernelmux.tuning_configs.folders import PREDICTED
+from kernelmux.tuning_configs.names import TableName
 from kernelmux.tuning_configs.sidecar import Point, Sidecar
 from kernelmux.tuning_configs.write import write_table
 
@@ -69,30 +68,14 @@ def write(result: TuneResult, folder: Path, versions: Mapping[str, str], source_
 
 
 def _write_for_engine(result: TuneResult, folder: Path, sidecar: Sidecar) -> tuple[Path, ...]:
-    """The engine's own files where its look-up finds them when ``folder`` is named to it, and the sidecar beside.
+    """The engine's own files, found when ``folder`` is named to it, and the sidecar beside.
 
-    VLLM_TUNED_CONFIG_FOLDER names the folder of the files itself, SGLANG_MOE_CONFIG_DIR the one above
-    ``configs/triton_x_y_z``. A prediction goes to ``predicted/`` below, so that no engine takes it unasked.
+    A prediction goes to ``predicted/`` below, so that no engine takes it unasked.
     """
-    target, table = result.target, result.table
-    question = target.question(result.shape, result.device)
     base = folder / PREDICTED if result.source == "predicted" else folder
-    if target.format == "vllm":
-        files = {base / vllm.file_name(question): table.up}
-    else:
-        base = base / "configs" / folder_name(sidecar.versions["triton"])
-        files = {base / sglang.file_name(question, down=side): (table.up, table.down)[side] for side in (False, True)}
-    texts = {
-        path: ForeignTable.of({m: tile.to_json() for m, tile in tiles.items()}).render()
-        for path, tiles in files.items()
-    }
-    hashes = {side: sha256(text).hexdigest() for side, text in zip(("up", "down"), texts.values(), strict=False)}
-    side_path = next(iter(files)).with_suffix(".meta.json")
-    with locked(base / ".kernelmux"):
-        for path, text in texts.items():
-            write_whole(path, text)
-        write_whole(side_path, replace(sidecar, sha256=hashes).text())
-    return (*texts, side_path)
+    name = TableName.of(result.device.table_name, result.shape, quant=result.target.quant)
+    written = write_for(result.target.format, base, name, result.table, sidecar.versions["triton"], sidecar)
+    return tuple(path for path in written if path is not None)
 
 
 def describe(device: Device, fingerprint: Mapping[str, str]) -> dict[str, object]:
