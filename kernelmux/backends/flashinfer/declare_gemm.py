@@ -134,7 +134,10 @@ def _fp8(function: str, backend: str, layout: str, *requirements: Requirement) -
         layout=layout,
         capturable=True,
         requirements=(*requirements, NVIDIA, _FP8_X, FLASHINFER),
-        numerics=Numerics(rounding=("x to e4m3", "output")),
+        numerics=Numerics(
+            rounding=("x to e4m3", "output")
+            + (() if layout == "fp8-block" else ("its product with the share of each row's scale",))
+        ),
     )
 
 

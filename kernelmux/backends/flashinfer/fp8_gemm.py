@@ -31,14 +31,21 @@ def prepare_block(device: object = None, *, w: Tensor, w_scale: Tensor) -> Fp8We
     return Fp8Weights(w.contiguous(), w_scale.to(torch.float32).contiguous())
 
 
-def quantize_tensor(x: Tensor, x_scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    """x [M, K] -> e4m3 [M, K] and its fp32 scale [1]: the one given, or amax / 448 of the whole tensor."""
+def quantize_tensor(x: Tensor, x_scale: Tensor) -> Tensor:
+    """x [M, K] -> e4m3 [M, K] under one given scale."""
+    return _to_e4m3(x.float() / scalar(x_scale, x))
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [M, K] -> e4m3 [M, K] and fp32 scales [M, 1], amax / 448 of each row."""
+    scale = (x.abs().amax(dim=-1, keepdim=True).float() / E4M3_MAX).clamp(min=_FLOOR)
+    return _to_e4m3(x.float() / scale), scale
+
+
+def _to_e4m3(values: Tensor) -> Tensor:
     import torch
 
-    if x.dtype == torch.float8_e4m3fn:
-        return x, scalar(1.0 if x_scale is None else x_scale, x)
-    scale = (x.abs().amax().float() / E4M3_MAX).clamp(min=_FLOOR).reshape(1) if x_scale is None else scalar(x_scale, x)
-    return (x.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scale
+    return values.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
 
 def quantize_block(x: Tensor, x_scale: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -65,15 +72,31 @@ def out_dtype_of(x: Tensor, out_dtype: dtype | None) -> dtype:
 
 
 def _bmm(x: Tensor, weights: Fp8Weights, x_scale: Tensor | None, out_dtype: dtype | None, backend: str) -> Tensor:
-    rows, scale = quantize_tensor(x.reshape(-1, x.shape[-1]).contiguous(), x_scale)
+    """The library takes one scale of x: of rows' scales the largest; their shares of it multiply the output."""
+    import torch
+
+    rows, shares = x.reshape(-1, x.shape[-1]).contiguous(), None
+    if x.dtype == torch.float8_e4m3fn:
+        values, scale = rows, torch.ones(1, device=x.device) if x_scale is None else x_scale.float()
+    elif x_scale is not None:
+        values, scale = quantize_tensor(rows, x_scale), scalar(x_scale, x)
+    else:
+        values, scale = quantize_rows(rows)
+    if scale.numel() > 1:
+        largest = scale.max().reshape(1)
+        shares, scale = scale.reshape(-1, 1) / largest, largest
+    wanted = out_dtype_of(x, out_dtype)
     out = flashinfer().bmm_fp8(
-        rows.unsqueeze(0),
+        values.unsqueeze(0),
         weights.w.unsqueeze(0).transpose(1, 2),  # [1, K, N], column-major
-        scale,
+        scale.reshape(1),
         weights.w_scale,
-        out_dtype_of(x, out_dtype),
+        wanted,
         backend=backend,
     )
+    out = out.reshape(rows.shape[0], -1)
+    if shares is not None:
+        out = (out * shares).to(wanted)
     return out.reshape(*x.shape[:-1], weights.w.shape[0])
 
 

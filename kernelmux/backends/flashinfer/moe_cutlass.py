@@ -101,7 +101,7 @@ def run(
     """Return [M, K]. The fused finalize adds up with atomics; ``deterministic`` takes the separate one."""
     refuse(expert_map, apply_router_weight_on_input)
     ids, scaled = routing(topk_weights, topk_ids, routed_scaling_factor)
-    rows = x.contiguous() if weights.x_scale is None else quantize_tensor(x.contiguous(), weights.x_scale)[0]
+    rows = x.contiguous() if weights.x_scale is None else quantize_tensor(x.contiguous(), weights.x_scale)
     moe = flashinfer("fused_moe")
     out = moe.cutlass_fused_moe(
         rows,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ...errors import UsageError
 from .layouts import EPILOGUE_TILE_M, flashinfer, scalar, swizzle_128x4
 
 if TYPE_CHECKING:
@@ -32,14 +33,14 @@ class W4A16Weights(NamedTuple):
 
 
 def prepare_swizzled(
-    device: object = None, *, w: Tensor, w_scale: Tensor, w_global_scale: Tensor, input_scale: Tensor
+    device: object = None, *, w: Tensor, w_scale: Tensor, w_global_scale: Tensor, input_scale: Tensor | None = None
 ) -> Fp4Weights:
     """w u8 [N, K/2], w_scale e4m3 [N, K/16], dequantizing scales fp32: scales in blocks of 128 x 4."""
     return _with_scales(w.contiguous(), swizzle_128x4(w_scale), w_global_scale, input_scale, w.shape[0])
 
 
 def prepare_shuffled(
-    device: object = None, *, w: Tensor, w_scale: Tensor, w_global_scale: Tensor, input_scale: Tensor
+    device: object = None, *, w: Tensor, w_scale: Tensor, w_global_scale: Tensor, input_scale: Tensor | None = None
 ) -> Fp4Weights:
     """The same for trtllm-gen, whose rows and scales are permuted within tiles of 128."""
     import torch
@@ -52,6 +53,8 @@ def prepare_shuffled(
 
 
 def _with_scales(rows: Tensor, scales: Tensor, w_global: Any, x_scale: Any, n: int) -> Fp4Weights:
+    if x_scale is None:
+        raise UsageError("mm_fp4 quantizes x and needs its input_scale: without one the scheme is nvfp4_w4a16.")
     x_scale = scalar(x_scale, rows)
     return Fp4Weights(rows, scales, scalar(w_global, rows) * x_scale, 1.0 / x_scale, n)
 

@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kernelmux.backends.flashinfer import layouts, moe, moe_cutedsl, norms, router  # noqa: E402
+from kernelmux.backends.flashinfer import fp8_gemm, layouts, moe, moe_cutedsl, norms, nvfp4_gemm, router  # noqa: E402
 from kernelmux.errors import NoKernel, UsageError  # noqa: E402
 from tests.unit.backends.fake_library import ActivationType, install, snapshot  # noqa: E402
 from tests.unit.backends.flashinfer_calls import E, K, M, N, record  # noqa: E402
@@ -164,3 +164,29 @@ def test_a_missing_library_is_told_with_its_pip_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "flashinfer", None)
     with pytest.raises(MissingPackage, match="pip install 'flashinfer-python"):
         layouts.flashinfer()
+
+
+def test_mm_fp4_without_an_input_scale_is_told_what_it_lacks():
+    w, scale = torch.zeros(N, K // 2, dtype=torch.uint8), torch.zeros(N, K // 16, dtype=torch.float8_e4m3fn)
+    with pytest.raises(UsageError, match="nvfp4_w4a16"):
+        nvfp4_gemm.prepare_swizzled(None, w=w, w_scale=scale, w_global_scale=torch.tensor(1.0))
+
+
+def test_each_row_of_x_keeps_a_scale_of_its_own_through_bmm_fp8(monkeypatch):
+    """The library multiplies by one scale of x: rows a thousand times smaller must come out as exact as the others."""
+
+    def bmm(bound):
+        out = bound["A"][0].float() @ bound["B"][0].float() * bound["A_scale"] * bound["B_scale"]
+        return out.to(bound["dtype"]).unsqueeze(0)
+
+    install(monkeypatch, "flashinfer-python", {"flashinfer:bmm_fp8": bmm})
+    torch.manual_seed(0)
+    x = torch.randn(3, K, dtype=torch.bfloat16) * torch.tensor([[1e-3], [1.0], [30.0]]).bfloat16()
+    w, w_scale = torch.randn(N, K).to(torch.float8_e4m3fn), torch.tensor(0.5)
+    weights = fp8_gemm.prepare_tensor(None, w=w, w_scale=w_scale)
+    exact = x.float() @ (w.float() * w_scale).T
+    for out_dtype in (None, torch.float16):
+        out = fp8_gemm.run_bmm_fp8_cublas(x, weights, out_dtype=out_dtype).float()
+        assert ((out - exact).norm(dim=1) / exact.norm(dim=1)).max().item() < 0.04
+    out = fp8_gemm.run_bmm_fp8_cublas(x, weights, x_scale=torch.tensor(0.25)).float()
+    assert ((out - exact).norm(dim=1) / exact.norm(dim=1))[1:].max().item() < 0.04
