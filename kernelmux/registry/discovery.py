@@ -26,6 +26,7 @@ _FLASHINFER_GEMM = f"{_BACKENDS}flashinfer.declare_gemm"
 _FLASHINFER_MOE = f"{_BACKENDS}flashinfer.declare_moe"
 _FLASHINFER_SMALL = f"{_BACKENDS}flashinfer.declare_small"
 _TORCH = f"{_BACKENDS}torch.declare"
+_TORCH_COMPILE = f"{_BACKENDS}torch_compile.declare"
 _TRITON = f"{_BACKENDS}triton.declare"
 _DEEPGEMM, _MARLIN = f"{_BACKENDS}deepgemm.declare", f"{_BACKENDS}marlin.declare"
 
@@ -36,13 +37,13 @@ BUILTIN: Mapping[str, tuple[str, ...]] = {
     "nvfp4_gemm": (f"{_CONTRACTS}nvfp4", _TORCH, _FLASHINFER_GEMM, _MARLIN),
     "nvfp4_quantize": (f"{_CONTRACTS}nvfp4", _TORCH, _FLASHINFER_GEMM),
     "fp8_gemm": (f"{_CONTRACTS}gemm_fp8", _TORCH, _FLASHINFER_GEMM, _DEEPGEMM, _MARLIN),
-    "rms_norm": (f"{_CONTRACTS}norms", _TORCH, _FLASHINFER_SMALL),
-    "fused_add_rms_norm": (f"{_CONTRACTS}norms", _TORCH, _FLASHINFER_SMALL),
-    "gated_rms_norm": (f"{_CONTRACTS}norms", _TORCH),
-    "silu_and_mul": (f"{_CONTRACTS}activations", _TORCH, _FLASHINFER_SMALL),
-    "gelu_and_mul": (f"{_CONTRACTS}activations", _TORCH, _FLASHINFER_SMALL),
-    "gelu_tanh_and_mul": (f"{_CONTRACTS}activations", _TORCH, _FLASHINFER_SMALL),
-    "relu2": (f"{_CONTRACTS}activations", _TORCH),
+    "rms_norm": (f"{_CONTRACTS}norms", _TORCH, _TORCH_COMPILE, _FLASHINFER_SMALL),
+    "fused_add_rms_norm": (f"{_CONTRACTS}norms", _TORCH, _TORCH_COMPILE, _FLASHINFER_SMALL),
+    "gated_rms_norm": (f"{_CONTRACTS}norms", _TORCH, _TORCH_COMPILE),
+    "silu_and_mul": (f"{_CONTRACTS}activations", _TORCH, _TORCH_COMPILE, _FLASHINFER_SMALL),
+    "gelu_and_mul": (f"{_CONTRACTS}activations", _TORCH, _TORCH_COMPILE, _FLASHINFER_SMALL),
+    "gelu_tanh_and_mul": (f"{_CONTRACTS}activations", _TORCH, _TORCH_COMPILE, _FLASHINFER_SMALL),
+    "relu2": (f"{_CONTRACTS}activations", _TORCH, _TORCH_COMPILE),
     "router_gemm": (f"{_CONTRACTS}router", _TORCH, _FLASHINFER_GEMM),
     "topk": (f"{_CONTRACTS}router", _TORCH, _FLASHINFER_SMALL),
 }
