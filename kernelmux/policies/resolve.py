@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from kernelmux.errors import NoKernel, UsageError
 from kernelmux.policies.policy import Policy
-from kernelmux.policies.selection import Outranked, Refused, Selection, scheme_run
+from kernelmux.policies.selection import Outranked, Refused, Selection, is_weight_only
 from kernelmux.registry.decision import Conditional, Decision, Rejected
 from kernelmux.registry.kernel import BACKENDS, Kernel
 from kernelmux.registry.measurement import Measurement
@@ -88,11 +88,10 @@ def resolve(
     config = configs(chosen, device, packages, problem) if configs is not None and chosen.configs else None
     notes += getattr(config, "notes", ())
     notes += _other_version(chosen, config, source_of)
-    scheme = scheme_run(chosen, problem)
-    if scheme is not problem.scheme:
+    if is_weight_only(chosen, problem):
         notes.append(
-            f"weight-only: {chosen.backend} does not quantize x, so the numerics are those of {scheme}, not of "
-            f"{problem.scheme}"
+            f"weight-only: {chosen.name} does not quantize x, so the numerics are w{problem.scheme.weight_bits}a16 and "
+            f"not those of {problem.scheme}"
         )
     return Selection(
         op=contract,

@@ -70,16 +70,22 @@ class Refused(Value):
         return [{"backend": self.backend, **reason.to_json()} for reason in self.decision.every()]
 
 
-# A scheme, and what a kernel promises that always leaves the activations alone -> the scheme it runs.
-_WEIGHT_ONLY = {"nvfp4": ("w4a16", "w4a4", "nvfp4_w4a16")}
+_WEIGHT_ONLY = {"nvfp4": "nvfp4_w4a16", "int8_w8a8": "int8_w8a16"}  # schemes whose weight-only form has a name
+
+
+def is_weight_only(kernel: Kernel, problem: Problem) -> bool:
+    """Whether the scheme quantizes activations and this kernel leaves them alone: another numerics."""
+    scheme, promises = problem.scheme, kernel.numerics.promises
+    alone, both = (f"w{scheme.weight_bits}a{bits}" for bits in (16, scheme.activation_bits))
+    return scheme.activation_bits < 16 and alone in promises and both not in promises
 
 
 def scheme_run(kernel: Kernel, problem: Problem) -> Scheme:
-    """The scheme whose numerics this kernel has on the problem's weights."""
-    alone, both, name = _WEIGHT_ONLY.get(problem.scheme.name, ("", "", ""))
-    if alone in kernel.numerics.promises and both not in kernel.numerics.promises:
-        return replace(problem.scheme, name=name, activation_bits=16)
-    return problem.scheme
+    """The scheme whose numerics this kernel has on the problem's weights, where that has a name."""
+    name = _WEIGHT_ONLY.get(problem.scheme.name)
+    if name is None or not is_weight_only(kernel, problem):
+        return problem.scheme
+    return replace(problem.scheme, name=name, activation_bits=16)
 
 
 class Selection(Value):

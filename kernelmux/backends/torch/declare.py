@@ -89,6 +89,30 @@ KERNELS = (
             rounding=("each matrix product", "activated inner rows", "output"), promises=frozenset({"routing_outside"})
         ),
     ),
+    Kernel(
+        name="kernelmux.fused_moe_weight_only[torch]",
+        op="fused_moe",
+        backend="torch",
+        load="kernelmux.backends.torch.moe_weight_only:run",
+        prepare="kernelmux.backends.torch.moe_weight_only:prepare",
+        layout="experts-hf",
+        evidence=_ON_CPU,
+        requirements=(
+            OnCapability(ANY),
+            DtypeIn(frozenset({"bfloat16", "float16", "float32"})),
+            SchemeIn(
+                frozenset(
+                    {"fp8_tensor", "fp8_channel", "fp8_block", "int8_w8a8", "int8_w8a16", "nvfp4", "nvfp4_w4a16"}
+                ),
+                why="it dequantizes 8-bit and NVFP4 weights",
+            ),
+            _TORCH,
+        ),
+        numerics=Numerics(
+            rounding=("dequantized weights", "each matrix product", "activated inner rows", "output"),
+            promises=frozenset({"routing_outside", "w4a16", "w8a16"}),
+        ),
+    ),
     *(_norm(op, order) for op in ("rms_norm", "gated_rms_norm") for order in _PRODUCT),
     *(_norm_with_residual(order, kept) for order in _PRODUCT for kept in ("", "residual_fp32")),
     *(_gated(op, order) for op in ("silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul") for order in _PRODUCT),

@@ -133,10 +133,10 @@ def test_nvfp4_experts_on_12_x_are_cutlass_because_trtllm_gen_exists_for_10_x_al
 
 
 def test_nvfp4_experts_on_11_0_are_not_cutlass_while_no_release_has_mended_it() -> None:
-    with pytest.raises(NoKernel) as caught:
-        on("jetson-thor", "fused_moe", "nvfp4", "silu")
-    assert "known_issue" in reasons(caught.value, "cutlass")
-    assert "issues/3134" in str(caught.value)
+    found = on("jetson-thor", "fused_moe", "nvfp4", "silu")
+    assert (found.backend, found.scheme.name) == ("torch", "nvfp4_w4a16")
+    assert "known_issue" in reasons(found, "cutlass")
+    assert "issues/3134" in found.explain()
     assert on("jetson-thor", "fused_moe", "none", "silu").backend == "triton"
 
 
@@ -158,9 +158,9 @@ def test_a_w4a16_checkpoint_excludes_kernels_that_quantize_activations(device: s
 def test_relu2_excludes_kernels_that_have_only_gated_activations() -> None:
     found = on("b200", "fused_moe", "fp8_tensor", "relu2")
     assert found.backend == "cutlass"
-    with pytest.raises(NoKernel) as caught:
-        on("b200", "fused_moe", "fp8_block", "relu2")
-    assert "activation" in reasons(caught.value, "trtllm")
+    block = on("b200", "fused_moe", "fp8_block", "relu2")
+    assert block.backend == "torch"
+    assert "activation" in reasons(block, "trtllm")
 
 
 def test_routing_outside_the_kernel_excludes_kernels_that_route_inside() -> None:
@@ -194,6 +194,14 @@ def test_routing_outside_the_kernel_excludes_kernels_that_route_inside() -> None
 def test_nemotron_style_experts(device: str, quant: str, backend: str) -> None:
     shape = {"E": 128, "N": 1920, "K": 2688, "topk": 6}
     assert on(device, "fused_moe", quant, "relu2", shape=shape).backend == backend
+
+
+def test_8_bit_experts_without_a_library_kernel_run_weight_only_and_say_so() -> None:
+    for quant in ("fp8_tensor", "fp8_channel", "fp8_block", "int8_w8a8"):
+        found = on("mi300x", "fused_moe", quant, "silu")
+        assert found.backend == "torch"
+        assert any("weight-only" in condition and "w8a16" in condition for condition in found.conditions)
+        assert found.scheme.name == ("int8_w8a16" if quant == "int8_w8a8" else quant)
 
 
 # DeepGEMM
