@@ -24,8 +24,8 @@ from ..library import Provided, Where, needs_cuda
 _SM12X = capabilities("12.0", "12.1")
 _UE8M0 = capabilities("10.0", "10.3") | _SM12X
 # Emulated in torch for random operands, worst row against the contract's reference: 4.0-4.4% where the weights' scales
-# are powers of two (x is rounded under another scale than there), 5.0-5.3% elsewhere; the contract allows 4%. vLLM turns
-# DeepGEMM off for Qwen3.5 on these GPUs, for accuracy (vllm/utils/deep_gemm.py).
+# are powers of two (x is rounded under another scale than there), 5.0-5.3% elsewhere; the contract allows 4%. vLLM
+# turns DeepGEMM off for Qwen3.5 on these GPUs, for accuracy (vllm/utils/deep_gemm.py).
 _POWERS_OF_TWO = Provided("scales become powers of two (UE8M0) here: about 5% from the exact product; compare first")
 _LIBRARY = AnyOf(
     (
