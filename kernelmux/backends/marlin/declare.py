@@ -36,9 +36,11 @@ _COMMON: tuple[Requirement, ...] = (
         link="https://github.com/vllm-project/vllm/tree/main/csrc/quantization/marlin",
     ),
 )
-# vLLM lists 7.5 and everything later; nobody has reported it on 11.0. Its 0.33.0 wheel holds Marlin in machine code for 7.5, 8.0, 8.6, 8.9, 12.0 (dense
-# for 9.0 too, read with cuobjdump); elsewhere the driver compiles the PTX of 8.0.
-_GPUS = OnCapability(_TURING | _AMPERE_TO_HOPPER | _BLACKWELL, why="vLLM lists 7.5 and later; nobody has reported it on 11.0")
+# vLLM lists 7.5 and everything later; nobody has reported it on 11.0. Its 0.33.0 wheel holds Marlin in machine code for
+# 7.5, 8.0, 8.9 and 12.0, the dense one for 9.0 too (read with cuobjdump); elsewhere the driver compiles the PTX of 8.0.
+_GPUS = OnCapability(
+    _TURING | _AMPERE_TO_HOPPER | _BLACKWELL, why="vLLM lists 7.5 and later; nobody has reported it on 11.0"
+)
 _FP4_SCHEMES = SchemeIn(frozenset({"nvfp4", "nvfp4_w4a16"}))
 _W4A16 = frozenset({"w4a16"})
 _W8A16 = frozenset({"w8a16"})
