@@ -37,7 +37,7 @@ KERNELS = (
         ),
         numerics=Numerics(
             rounding=("activated inner rows", "each pair's weighted output", "output"),
-            promises=frozenset({"deterministic"}),
+            promises=frozenset({"deterministic", "routing_outside"}),
         ),
     ),
 )
