@@ -44,6 +44,7 @@ class Arena:
     defaults: Mapping[int, Mapping[Side, Tile]]
     say: Callable[[str], None]
     target: Target = KERNELMUX
+    triton: str | None = None  # its version, by which earlier tables are looked up
     seed: str = ""
     notes: list[str] = field(default_factory=list)
     discards: dict[str, dict[str, int]] = field(default_factory=lambda: {"up": {}, "down": {}})

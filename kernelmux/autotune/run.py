@@ -19,15 +19,18 @@ from kernelmux.autotune.standing import Standing
 from kernelmux.autotune.stats import Interval
 from kernelmux.autotune.target import KERNELMUX, Target
 from kernelmux.backends.triton import moe_compile
+from kernelmux.backends.triton.moe_rules import DIRECT_BLOCK_M
 from kernelmux.contracts.moe_shape import USUAL_M, MoeShape
 from kernelmux.errors import StoreError, TuneError, UsageError
 from kernelmux.measure.bench import SIDES, Bench, Side
+from kernelmux.tuning_configs import lookup
 from kernelmux.tuning_configs.table import MoeConfig, MoeTable
 from kernelmux.tuning_configs.tile import Tile
 
 if TYPE_CHECKING:
     from kernelmux.device import Capability, Device
     from kernelmux.store.journal import Journal
+    from kernelmux.tuning_configs.choice import MoeChoice
 
 Progress = Callable[[str], None]
 CHECK_ROUNDS = 6  # wrong finalists that may be replaced before an M falls back to the default
@@ -93,7 +96,7 @@ def tune_moe(
         defaults = {m: target.default(shape, m, device) for m in sorted(set(ms))}
         arena = race.Arena(
             shape=shape, device=device, bench=bench, ledger=ledger, cubins=cubins, config=config, clock=clock,
-            defaults=defaults, say=say, target=target, seed=_digest(shape.brief()),
+            defaults=defaults, say=say, target=target, triton=fingerprint.get("triton"), seed=_digest(shape.brief()),
         )  # fmt: skip
         for side in SIDES:
             arena.discards[side].update(spaces[side].discards)
@@ -168,7 +171,10 @@ def _fields(arena: race.Arena, tiles: Mapping[Side, Sequence[Tile]]) -> dict[int
     """For each M and side the tiles of the first rung, within the effort's number of binaries."""
     fields: dict[int, dict[Side, list[Tile]]] = {m: {} for m in arena.defaults}
     size = arena.config.rungs[0].field
-    orders = {side: _orders(arena, side, tiles[side]) for side in SIDES}
+    known = lookup.find(arena.device, arena.triton, arena.shape, quant=arena.target.quant)
+    if known.table is not None:
+        arena.say(f"starting from {known.path}: {known.source}, {known.grade}")
+    orders = {side: _orders(arena, side, tiles[side], known) for side in SIDES}
     if arena.target.one_tile:
         merged = {m: _merged(orders["up"][m], orders["down"][m]) for m in arena.defaults}
         orders = dict.fromkeys(SIDES, merged)
@@ -191,14 +197,23 @@ def _fields(arena: race.Arena, tiles: Mapping[Side, Sequence[Tile]]) -> dict[int
     return fields
 
 
-def _orders(arena: race.Arena, side: Side, tiles: Sequence[Tile]) -> dict[int, list[Tile]]:
-    """M, the largest first, -> the tiles worth measuring on this side, the most promising first."""
+def _orders(arena: race.Arena, side: Side, tiles: Sequence[Tile], known: MoeChoice) -> dict[int, list[Tile]]:
+    """M, the largest first, -> the tiles worth measuring on this side, the most promising first.
+
+    Whatever an earlier table says, measured, imported or predicted, stands in front: it must prove itself anew.
+    """
     ordered: dict[int, list[Tile]] = {}
+    ground = Ground(arena.shape, arena.device, side, arena.target)
     for m in sorted(arena.defaults, reverse=True):
         sensible = at_m(tiles, arena.shape, m, direct=arena.direct(m))
         ordered[m], cut = seeds.order(sensible, arena.shape, arena.device, side, m, arena.target)
         for reason, count in cut.items():
             arena.discard(side, f"M={m}: {reason}", count)
+        if known.table is not None:
+            seed = getattr(known.at(m), side)
+            fitting = why_not(seed, ground) is None and (not arena.direct(m) or seed.block_m == DIRECT_BLOCK_M)
+            if fitting:
+                ordered[m] = [seed, *(tile for tile in ordered[m] if tile != seed)]
     return ordered
 
 
