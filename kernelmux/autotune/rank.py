@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from kernelmux.autotune.space import tokens_per_expert
 from kernelmux.autotune.target import KERNELMUX, Target
+from kernelmux.contracts.fused_moe import experts_hit
 from kernelmux.measure.bench import Side
 from kernelmux.tuning_configs import shared_law
 from kernelmux.tuning_configs.tile import Tile
@@ -83,7 +84,7 @@ def estimate(
     # Below one wave every block runs at once; above it the last wave is as long as a full one.
     stretch = max(1.0, math.ceil(waves) / waves) if waves > 1 else 1.0
 
-    hit = experts_hit(shape, pairs)
+    hit = experts_hit(shape.E, pairs)
     out_columns = columns if target.plain else shape.N if side == "up" else shape.K
     dram = hit * columns * depth * b_bytes + pairs * (depth * a_bytes + out_columns * shape.element_bytes)
     slab = (tile.block_m * a_bytes + tile.block_n * b_bytes) * tile.block_k
@@ -124,11 +125,6 @@ def blocks_per_sm(
     by_shared = device.shared_bytes // max(1, shared + 1024) if device.shared_bytes else 8
     by_registers = REGISTERS_PER_SM // max(1, registers * threads)
     return max(1, min(by_shared, by_registers, THREADS_PER_SM // threads, 16))
-
-
-def experts_hit(shape: MoeShape, pairs: int) -> float:
-    """Experts that get at least one of ``pairs`` when routing is uniform."""
-    return shape.E * (1 - (1 - 1 / shape.E) ** pairs) if shape.E > 1 else 1.0
 
 
 @lru_cache(maxsize=4096)

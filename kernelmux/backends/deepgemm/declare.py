@@ -19,7 +19,7 @@ from ...registry import (
     SchemeIn,
     VendorIn,
 )
-from ..library import Provided, Where, needs_cuda
+from ..libraries import Provided, Where, needs_cuda
 
 _SM12X = capabilities("12.0", "12.1")
 _UE8M0 = capabilities("10.0", "10.3") | _SM12X

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import MissingPackage, UsageError
-from ..library import module
+from ..libraries import module
 from .exports import MODULES
 
 if TYPE_CHECKING:

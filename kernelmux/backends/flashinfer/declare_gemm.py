@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...device import capabilities
 from ...registry import Aligned, DtypeIn, Kernel, KnownIssue, Numerics, OnCapability, Requirement, SchemeIn
-from ..library import Bounded, SizesIn, Where, needs_cuda, needs_cudnn
+from ..libraries import Bounded, SizesIn, Where, needs_cuda, needs_cudnn
 from .facts import (
     CONSUMER,
     CUBINS,

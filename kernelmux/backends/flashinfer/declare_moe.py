@@ -18,7 +18,7 @@ from ...registry import (
     Requirement,
     SchemeIn,
 )
-from ..library import Bounded, Provided, ShapeIssue, WithActivation
+from ..libraries import Bounded, Provided, ShapeIssue, WithActivation
 from .facts import (
     CONSUMER,
     CUBINS,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ...device import capabilities
 from ...registry import Aligned, DtypeIn, Kernel, NeedsPackage, Numerics, OnCapability, Predicate, Requirement
-from ..library import Bounded, OnDemand
+from ..libraries import Bounded, OnDemand
 from .facts import CUTLASS_DSL, EVERY, FLASHINFER, FP8, NVIDIA
 
 _HERE = "kernelmux.backends.flashinfer"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ...device import capabilities
 from ...registry import KnownIssue, NeedsPackage, VendorIn
-from ..library import needs_cuda, needs_cudnn
+from ..libraries import needs_cuda, needs_cudnn
 
 ISSUES = "https://github.com/flashinfer-ai/flashinfer/issues"
 PULLS = "https://github.com/flashinfer-ai/flashinfer/pull"

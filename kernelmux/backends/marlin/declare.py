@@ -19,7 +19,7 @@ from ...registry import (
     SchemeIn,
     VendorIn,
 )
-from ..library import Where
+from ..libraries import Where
 
 _HERE = "kernelmux.backends.marlin"
 _TURING = capabilities("7.5")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..library import module
+from ..libraries import module
 
 if TYPE_CHECKING:
     from torch import Tensor
