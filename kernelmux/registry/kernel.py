@@ -23,6 +23,7 @@ BACKENDS = (
     "deepgemm", "marlin", "humming", "aiter",
 )  # fmt: skip
 EVIDENCE = ("measured", "compiled", "declared")
+_LAZY = ("load", "prepare", "configs", "source", "warmup", "bind", "compile")
 
 
 class Numerics(Value):
@@ -40,13 +41,17 @@ class Numerics(Value):
 class Kernel(Value):
     """A kernel by name, equal to itself alone.
 
-    ``load``, ``prepare``, ``configs``, ``source`` and ``warmup`` are lazy ``module:function``.
+    ``load``, ``prepare``, ``configs``, ``source``, ``warmup``, ``bind`` and ``compile`` are lazy ``module:function``.
 
-    - ``load``: ``run(x, weights, *, config, **op_args) -> Tensor``
+    - ``load``: ``run(x, weights, *, config, **op_args) -> Tensor``; of an op with outs, they are keywords of it
     - ``prepare``: ``prepare(device, **tensors) -> weights``, the kernel's own layout (None: the tensors as they are)
     - ``configs``: ``provider(device, packages, problem) -> ConfigChoice | None``
     - ``source``: ``source() -> str``, the identity of its code, compared with the one a table was tuned on
     - ``warmup``: ``warmup(selection, ms) -> None``, compiles what calls with these token counts will need
+    - ``bind``: ``bind(scalars, *tensors) -> call(*tensors) -> None``, a launch for just these shapes, strides, dtypes and
+      this device. The tensors are those of the schema in its order (None where one is left out), then the outs; all are
+      checked, and only where they lie in memory may change from call to call
+    - ``compile``: ``compile(device, packages, problem) -> ...``, fills the compile cache for a described Device
     - ``evidence``: capability (or arch, where there is none) -> ``measured`` | ``compiled``; ``declared`` elsewhere
     - ``layout``: the name of its weight layout; kernels of one layout can share prepared weights
     """
@@ -62,6 +67,8 @@ class Kernel(Value):
     configs: str | None = None
     source: str | None = None
     warmup: str | None = None
+    bind: str | None = None
+    compile: str | None = None
     capturable: bool = False
     evidence: Mapping[Capability | str, str] = MappingProxyType({})
 
@@ -106,7 +113,7 @@ class Kernel(Value):
             found.append(f"backend {self.backend!r} is not one of {', '.join(BACKENDS)}")
         found += [
             f"{field_name} must read module:function, not {spec!r}"
-            for field_name in ("load", "prepare", "configs", "source", "warmup")
+            for field_name in _LAZY
             if (spec := getattr(self, field_name)) is not None and not is_spec(spec)
         ]
         sets = sum(isinstance(requirement, OnCapability) for requirement in self.requirements)

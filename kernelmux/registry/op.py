@@ -61,3 +61,5 @@ class Op:
     scheme_of: str | None = None
     check: str | None = None
     check_values: str | None = None
+    outs: tuple[str, ...] = ()
+    inplace: tuple[tuple[str, str], ...] = ()
