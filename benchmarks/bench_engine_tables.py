@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--quant", default="none")
     parser.add_argument("--tuned", type=Path, required=True)
     parser.add_argument("--shipped", type=Path, required=True)
+    parser.add_argument("--shipped-from", default="the engine's table for this GPU", help="what --shipped holds")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     engine_path = str(options.engine_path) if options.engine_path else None
@@ -106,6 +107,7 @@ def main() -> None:
     result = {
         "benchmark": f"tables for {options.format} in its own kernel", "date": time.strftime("%Y-%m-%d"),
         "command": "python benchmarks/bench_engine_tables.py ...", "kernel": target.variant.kernel_name,
+        "shipped_from": options.shipped_from,
         "device": device.torch_name, "driver": device.driver, "shape": shape.brief(), "quant": target.quant.brief(),
         "versions": {"kernelmux": km.__version__, "torch": seen["torch"], "triton": seen["triton"]},
         "check_at_256": {"ok": checks[0].ok, "worst_row_error": checks[0].error, "reason": checks[0].reason},
