@@ -48,10 +48,10 @@ class Kernel(Value):
     - ``configs``: ``provider(device, packages, problem) -> ConfigChoice | None``
     - ``source``: ``source() -> str``, the identity of its code, compared with the one a table was tuned on
     - ``warmup``: ``warmup(selection, ms) -> None``, compiles what calls with these token counts will need
-    - ``bind``: ``bind(scalars, *tensors) -> call(*tensors) -> None``, a launch for just these shapes, strides, dtypes and
-      this device. The tensors are those of the schema in its order (None where one is left out), then the outs; all are
-      checked, and only where they lie in memory may change from call to call
-    - ``compile``: ``compile(device, packages, problem) -> ...``, fills the compile cache for a described Device
+    - ``bind``: ``bind(scalars, *tensors) -> call(*tensors) -> None``, a launch for just these shapes, strides, dtypes
+      and this device. The tensors are those of the schema in its order (None where one is left out), then the outs;
+      all are checked, and only where they lie in memory may change from call to call
+    - ``compile``: fills the compile cache for a described Device, for ``kernelmux compile``
     - ``evidence``: capability (or arch, where there is none) -> ``measured`` | ``compiled``; ``declared`` elsewhere
     - ``layout``: the name of its weight layout; kernels of one layout can share prepared weights
     """

@@ -40,6 +40,9 @@ class Op:
     op has none). ``check(**arguments)`` raises
     BadShape for shapes and dtypes that do not fit; ``check_values(x, weights, **op_args)`` looks at values too, and so
     waits for the device: it runs in checked mode only (``KERNELMUX_CHECKED=1``).
+
+    ``outs`` names the keyword arguments that take the results, in their order (empty: a call always allocates).
+    ``inplace`` pairs each of them with the argument it may be: ``(("out", "x"), ("residual_out", "residual"))``.
     """
 
     name: str
