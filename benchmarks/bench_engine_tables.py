@@ -49,7 +49,7 @@ def answer(target: Target, shape: MoeShape, device: Any, m: int, folder: Path, t
         found = vllm.lookup(question, m, folder)
         tile = tile_of(found.entry)
         return f"{found.source} {found.key}", (tile, tile)
-    both = sglang.lookup(question, m, folder, triton)
+    both = sglang.lookup(question, m, sglang.folder_of(folder), triton)
     down = both.down.entry if both.down is not None else both.entry
     return f"{both.source} {both.key}", (tile_of(both.entry), tile_of(down))
 
