@@ -112,7 +112,7 @@ def _breaks_triton(tile: Tile, _: Ground) -> bool:
 def _no_tma(tile: Tile, ground: Ground) -> bool:
     if not tile.use_tma:
         return False
-    if not ground.target.may_use_tma(ground.side):
+    if not ground.target.may_use_tma:
         return True
     return ground.refusal(tile) is not None
 
@@ -151,7 +151,7 @@ def build_space(
     ground = Ground(shape, device, side, target)
     discards: Counter[str] = Counter()
     kept: dict[Tile, None] = {}
-    variants = (False, True) if device.capability in moe_rules.TMA and target.may_use_tma(side) else (False,)
+    variants = (False, True) if device.capability in moe_rules.TMA and target.may_use_tma else (False,)
     for base in axes.tiles():
         for use_tma in variants:
             tile = canonical(replace(base, use_tma=use_tma), ground)

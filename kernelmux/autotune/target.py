@@ -68,8 +68,10 @@ class Target:
         """Dense rate of the MMA its GEMMs run."""
         return device.peak(self.quant.peak_dtype or shape.dtype)
 
-    def may_use_tma(self, side: Side) -> bool:
-        return self.format == "kernelmux" or (self.format == "sglang" and side == "down")
+    @property
+    def may_use_tma(self) -> bool:
+        """Whether its kernel has tensor descriptors: SGLang reads USE_TMA in both of its tables, vLLM in none."""
+        return self.format != "vllm"
 
     def direct(self, shape: MoeShape, m: int) -> bool:
         """Whether a call of ``m`` tokens skips the sort: one pair a block. SGLang always sorts."""

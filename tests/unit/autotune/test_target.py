@@ -40,12 +40,11 @@ def test_vllm_gets_one_tile_near_the_least_sum_of_both_sides(seed, tmp_path):
         assert total(bench, line.m, tile, tile) <= 1.002 * total(bench, line.m, default["up"], default["down"])
 
 
-def test_sglang_gets_a_pair_with_one_block_size_m_and_descriptors_down_only(tmp_path):
+def test_sglang_gets_a_pair_with_one_block_size_m_and_descriptors_on_both_sides(tmp_path):
     bench = Landscape(seed=3)
     result = tune_moe(QWEN, H100, bench=bench, out=tmp_path, compile_with=None, ms=MS, target=SGLANG)
     assert all(line.config.up.block_m == line.config.down.block_m for line in result.lines)
-    assert not any(tile.use_tma for (_, side, tile, _) in bench.timed if side == "up")
-    assert any(tile.use_tma for (_, side, tile, _) in bench.timed if side == "down")
+    assert {side for (_, side, tile, _) in bench.timed if tile.use_tma} == set(SIDES)
 
 
 def test_no_side_of_vllm_is_offered_a_descriptor():
