@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from kernelmux.autotune.stats import Interval, interval, ratio
+from kernelmux.measure.stats import Interval, interval, ratio
 from kernelmux.tuning_configs.table import MoeConfig
 from kernelmux.tuning_configs.tile import Tile
 

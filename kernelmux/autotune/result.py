@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernelmux.autotune.stats import Interval
 from kernelmux.autotune.target import KERNELMUX, Target
+from kernelmux.measure.stats import Interval
 from kernelmux.tuning_configs.table import MoeConfig, MoeTable
 
 if TYPE_CHECKING:

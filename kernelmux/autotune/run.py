@@ -16,13 +16,13 @@ from kernelmux.autotune.profiles import PROFILES, RaceConfig
 from kernelmux.autotune.result import Line, TuneResult
 from kernelmux.autotune.space import EFFORTS, Effort, Ground, at_m, build_space, canonical, why_not
 from kernelmux.autotune.standing import Standing
-from kernelmux.autotune.stats import Interval
 from kernelmux.autotune.target import KERNELMUX, Target
 from kernelmux.backends.triton import moe_compile
 from kernelmux.backends.triton.moe_rules import DIRECT_BLOCK_M
 from kernelmux.contracts.moe_shape import USUAL_M, MoeShape
 from kernelmux.errors import StoreError, TuneError, UsageError
 from kernelmux.measure.bench import SIDES, Bench, Side
+from kernelmux.measure.stats import Interval
 from kernelmux.tuning_configs import lookup
 from kernelmux.tuning_configs.table import MoeConfig, MoeTable
 from kernelmux.tuning_configs.tile import Tile

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from kernelmux.autotune.profiles import RaceConfig
-from kernelmux.autotune.stats import Interval, interval
 from kernelmux.measure.bench import SIDES, Side, Timing
+from kernelmux.measure.stats import Interval, interval
 from kernelmux.tuning_configs.tile import Tile
 
 RUNG_RESAMPLES = 120  # enough to drop the hopeless; finals draw more

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kernelmux.autotune import joint
 from kernelmux.autotune.joint import Finalists
-from kernelmux.autotune.stats import interval, ratio
+from kernelmux.measure.stats import interval, ratio
 from kernelmux.tuning_configs.table import MoeConfig
 from kernelmux.tuning_configs.tile import Tile
 
