@@ -1,8 +1,11 @@
-"""silu_and_mul, gelu_and_mul, gelu_tanh_and_mul, relu2: the activations between the two GEMMs of an MLP.
+"""The activations between the two GEMMs of an MLP, and silu_and_mul_fp8.
 
 The gated ones take gate and up as the two halves of the last dimension, gate first. Two roundings are allowed, and
 every kernel declares which one it does: ``cast_before_mul`` rounds the activated gate to x's dtype before the product
 (Hugging Face's ``act(gate) * up``), ``fp32_mul`` forms the product in fp32 and rounds once.
+
+To add one: its line in ACTIVATIONS, and its formula in the table of each backend that runs it (activations_math's is
+the reference's).
 """
 
 from __future__ import annotations
@@ -10,11 +13,31 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..registry import Op, Tolerance, Work
+from ..registry.value import Value
+from .norms import FP8_TOLERANCE
 from .sizes import ELEMENT_BYTES, rows_of, upper_sizes
 
 if TYPE_CHECKING:
     from ..registry import Problem
 
+
+class Activation(Value):
+    """An op by its name, whether it takes [gate, up], and its formula in words."""
+
+    name: str
+    gated: bool
+    formula: str
+
+
+ACTIVATIONS = (
+    Activation("silu_and_mul", True, "silu(gate) * up"),
+    Activation("gelu_and_mul", True, "gelu(gate) * up"),
+    Activation("gelu_tanh_and_mul", True, "tanh-approximated gelu(gate) * up"),
+    Activation("relu2", False, "max(x, 0)^2"),
+)
+
+BLOCK = 128  # values of one scale of silu_and_mul_fp8
+DTYPES = ("bfloat16", "float16", "float32")
 _WHY = "two roundings at most (the activated gate, the product), each half a unit in the last place, "
 _CANCEL = "; 1 + erf and 1 + tanh of a very negative gate keep 6e-8 at best, times gate and up"
 TOLERANCE = {
@@ -24,36 +47,48 @@ TOLERANCE = {
 }
 _HERE, _MATH = "kernelmux.contracts.activations", "kernelmux.contracts.activations_math"
 
-GATED = {
-    "silu_and_mul": "silu(gate)",
-    "gelu_and_mul": "gelu(gate)",
-    "gelu_tanh_and_mul": "tanh-approximated gelu(gate)",
-}
 
-
-def _op(name: str, summary: str, gated: bool) -> Op:
+def _op(activation: Activation) -> Op:
+    name, kind = activation.name, "gated" if activation.gated else "unary"
     return Op(
         name=name,
-        summary=summary,
+        summary=f"{activation.formula}, for x [..., {'2H] = [gate, up]' if activation.gated else 'H]'}",
         schema=f"{name}(Tensor x) -> Tensor",
         reference=f"{_MATH}:{name}_reference",
-        meta=f"{_MATH}:{'gated' if gated else 'unary'}_meta",
-        examples=f"{_MATH}:{'gated' if gated else 'unary'}_examples",
-        problem=f"{_HERE}:{'gated' if gated else 'unary'}_problem",
+        meta=f"{_MATH}:{name}_meta",
+        examples=f"{_MATH}:{kind}_examples",
+        problem=f"{_HERE}:{kind}_problem",
         axes=("M", "H"),
         token_axis="M",
         schemes=frozenset({"none"}),
-        dtypes=("bfloat16", "float16", "float32"),
+        dtypes=DTYPES,
         tolerance=TOLERANCE,
-        work=f"{_HERE}:{'gated' if gated else 'unary'}_work",
-        check=f"{_MATH}:check_{'gated' if gated else 'unary'}",
+        work=f"{_HERE}:{kind}_work",
+        check=f"{_MATH}:check_{name}",
+        outs=("out",),
+        inplace=() if activation.gated else (("out", "x"),),
     )
 
 
-OPS = (
-    *(_op(name, f"{words} * up, for x [..., 2H] = [gate, up]", True) for name, words in GATED.items()),
-    _op("relu2", "max(x, 0)^2, for x [..., H]", False),
+SILU_AND_MUL_FP8 = Op(
+    name="silu_and_mul_fp8",
+    summary=f"silu(gate) * up to e4m3 with an fp32 scale every {BLOCK} values, for x [..., 2H] = [gate, up]",
+    schema="silu_and_mul_fp8(Tensor x) -> (Tensor, Tensor)",
+    reference=f"{_MATH}:silu_and_mul_fp8_reference",
+    meta=f"{_MATH}:silu_and_mul_fp8_meta",
+    examples=f"{_MATH}:silu_and_mul_fp8_examples",
+    problem=f"{_HERE}:gated_problem",
+    axes=("M", "H"),
+    token_axis="M",
+    schemes=frozenset({"none"}),
+    dtypes=DTYPES,
+    tolerance=dict.fromkeys(DTYPES, FP8_TOLERANCE),
+    work=f"{_HERE}:silu_and_mul_fp8_work",
+    check=f"{_MATH}:check_silu_and_mul_fp8",
+    outs=("out", "scale_out"),
 )
+
+OPS = (*map(_op, ACTIVATIONS), SILU_AND_MUL_FP8)
 
 
 def gated_problem(x: Any, weights: Any = None, **_: Any) -> dict[str, int]:
@@ -74,6 +109,13 @@ def gated_work(problem: Problem) -> Work:
 def unary_work(problem: Problem) -> Work:
     """x read, the output written."""
     return _work(problem, tensors=2, flops=2)
+
+
+def silu_and_mul_fp8_work(problem: Problem) -> Work:
+    """Both halves read, one byte a value and one scale a block written; largest, divide besides the product."""
+    size = upper_sizes(problem)
+    read = _work(problem, tensors=2, flops=7)
+    return Work(flops=read.flops, bytes=read.bytes + size["M"] * (size["H"] + 4 * (size["H"] / BLOCK)))
 
 
 def _work(problem: Problem, *, tensors: int, flops: int) -> Work:

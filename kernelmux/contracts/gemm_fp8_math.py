@@ -16,7 +16,7 @@ from .tensor_checks import require_contiguous_last, require_dtype, require_same_
 
 FP8 = torch.float8_e4m3fn
 LARGEST = 448.0
-_LEAST = (
+LEAST = (
     1e-10  # the least |x| a scale is made from, so that a row of zeros divides by no zero (vLLM's and SGLang's value)
 )
 _INPUTS = (torch.bfloat16, torch.float16, FP8)
@@ -36,12 +36,12 @@ def quantize_input(x: Tensor, scheme: str, x_scale: Tensor | None = None) -> tup
         largest = x.float().abs().amax(dim=-1, keepdim=True)
         if scheme == "fp8_tensor" and x.numel():
             largest = largest.amax()
-        scale = largest.clamp_min(_LEAST) / LARGEST
+        scale = largest.clamp_min(LEAST) / LARGEST
         return to_fp8(x.float() / scale), scale
     rows, depth = x.shape
     blocks = -(-depth // BLOCK)
     padded = torch.nn.functional.pad(x.float(), (0, blocks * BLOCK - depth)).view(rows, blocks, BLOCK)
-    scale = padded.abs().amax(dim=-1).clamp_min(_LEAST) / LARGEST
+    scale = padded.abs().amax(dim=-1).clamp_min(LEAST) / LARGEST
     return to_fp8(padded / scale.unsqueeze(-1)).view(rows, blocks * BLOCK)[:, :depth], scale
 
 
@@ -70,14 +70,14 @@ def quantize_weight(weight: Tensor, scheme: str) -> tuple[Tensor, Tensor]:
     """(e4m3 [N, K], fp32 scales [], [N] or [ceil(N/128), ceil(K/128)]) of a weight [N, K]; for examples and tests."""
     values = weight.float()
     if scheme == "fp8_tensor":
-        scale = values.abs().amax().clamp_min(_LEAST) / LARGEST
+        scale = values.abs().amax().clamp_min(LEAST) / LARGEST
         return to_fp8(values / scale), scale
     if scheme == "fp8_channel":
-        scale = values.abs().amax(dim=1).clamp_min(_LEAST) / LARGEST
+        scale = values.abs().amax(dim=1).clamp_min(LEAST) / LARGEST
         return to_fp8(values / scale[:, None]), scale
     n, k = (-(-size // BLOCK) for size in values.shape)
     padded = torch.nn.functional.pad(values, (0, k * BLOCK - values.shape[1], 0, n * BLOCK - values.shape[0]))
-    scale = padded.view(n, BLOCK, k, BLOCK).abs().amax(dim=(1, 3)).clamp_min(_LEAST) / LARGEST
+    scale = padded.view(n, BLOCK, k, BLOCK).abs().amax(dim=(1, 3)).clamp_min(LEAST) / LARGEST
     spread = scale.repeat_interleave(BLOCK, dim=0).repeat_interleave(BLOCK, dim=1)
     return to_fp8(padded / spread)[: values.shape[0], : values.shape[1]].contiguous(), scale
 

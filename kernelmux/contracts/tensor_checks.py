@@ -63,3 +63,44 @@ def require_like(op: str, name: str, tensor: Tensor, x: Tensor) -> None:
         )
     require_contiguous_last(op, name, tensor)
     require_same_device(op, name, tensor, x)
+
+
+def row_stride(tensor: Tensor) -> int | None:
+    """Elements from one row of [..., H] to the next, counted over all leading dimensions; None where they differ.
+
+    0 for less than two rows, which no kernel steps between.
+    """
+    stride, rows = 0, 1
+    for size, step in zip(reversed(tensor.shape[:-1]), reversed(tensor.stride()[:-1]), strict=True):
+        if size == 1:
+            continue
+        if rows == 1:
+            stride = step
+        elif step != rows * stride:
+            return None
+        rows *= size
+    return stride if rows > 1 else 0
+
+
+def require_out(
+    op: str, name: str, out: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
+    """Raise BadShape unless a result of that shape, dtype and device can be written there, row by row at one stride."""
+    if out is None:
+        return
+    if tuple(out.shape) != tuple(shape) or out.dtype != dtype:
+        raise BadShape(
+            f"{op}: {name} must be {list(shape)} {words((dtype,))}; got {list(out.shape)} {words((out.dtype,))}."
+        )
+    if out.device != device:
+        raise BadShape(f"{op}: {name} is on {out.device} and x on {device}. Move both to one device.")
+    if not out.numel() or not shape:
+        return
+    require_contiguous_last(op, name, out)
+    stride = row_stride(out)
+    rows = out.numel() // shape[-1]
+    if stride is None or (rows > 1 and stride < shape[-1]):
+        raise BadShape(
+            f"{op}: the rows of {name} must lie at one stride of at least {shape[-1]}, not strides "
+            f"{list(out.stride())}. Pass a view of whole rows, or copy the result."
+        )

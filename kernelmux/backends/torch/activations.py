@@ -1,63 +1,68 @@
-"""The activations in torch, one function a declared rounding. x [..., 2H] = [gate, up] -> [..., H]; relu2 keeps H."""
+"""The activations in torch: for each op of the contract a function a declared rounding, made from its formula.
+
+``<op>_cast_before_mul`` and ``<op>_fp32_mul`` for x [..., 2H] = [gate, up] -> [..., H], ``<op>`` for x [..., H].
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from ...contracts.activations import BLOCK
 from ...contracts.activations_math import (
-    ACT_OF_OP,
+    FORMULAS,
+    IS_GATED,
+    apply,
+    block_scale,
     check_gated,
+    check_silu_and_mul_fp8,
     check_unary,
-    gelu_and_mul_reference,
-    gelu_tanh_and_mul_reference,
-    silu_and_mul_reference,
 )
+from ...contracts.gemm_fp8_math import to_fp8
+from .norms import into
 
 
-def _rounded_gate(op: str, x: Tensor) -> Tensor:
-    """act(gate) rounded to x's dtype, times up, rounded again: Hugging Face's ``act_fn(gate) * up``."""
-    check_gated(x, op=op)
-    gate, up = x.chunk(2, dim=-1)
-    return ACT_OF_OP[op](gate.float()).to(x.dtype) * up
+def __getattr__(name: str) -> Callable[..., Tensor]:
+    for order in ("cast_before_mul", "fp32_mul"):
+        op = name.removesuffix(f"_{order}")
+        if op != name and IS_GATED.get(op):
+            return _gated(op, order)
+    if name in IS_GATED and not IS_GATED[name]:
+        return _unary(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def silu_and_mul_cast_before_mul(x: Tensor, weights: None = None, *, config: Any = None) -> Tensor:
-    """silu(gate) rounded, times up."""
-    return _rounded_gate("silu_and_mul", x)
+def _gated(op: str, order: str) -> Callable[..., Tensor]:
+    def run(x: Tensor, weights: None = None, *, config: Any = None, out: Tensor | None = None) -> Tensor:
+        check_gated(x, out, op=op)
+        if order == "fp32_mul":
+            return into(out, apply(op, x.float()).to(x.dtype))
+        gate, up = x.chunk(2, dim=-1)
+        return into(out, FORMULAS[op](gate.float()).to(x.dtype) * up)
+
+    return run
 
 
-def silu_and_mul_fp32_mul(x: Tensor, weights: None = None, *, config: Any = None) -> Tensor:
-    """silu(gate) * up in fp32, rounded once."""
-    check_gated(x, op="silu_and_mul")
-    return silu_and_mul_reference(x).to(x.dtype)
+def _unary(op: str) -> Callable[..., Tensor]:
+    def run(x: Tensor, weights: None = None, *, config: Any = None, out: Tensor | None = None) -> Tensor:
+        check_unary(x, out, op=op)
+        return into(out, FORMULAS[op](x.float()).to(x.dtype))
+
+    return run
 
 
-def gelu_and_mul_cast_before_mul(x: Tensor, weights: None = None, *, config: Any = None) -> Tensor:
-    """gelu(gate) rounded, times up."""
-    return _rounded_gate("gelu_and_mul", x)
-
-
-def gelu_and_mul_fp32_mul(x: Tensor, weights: None = None, *, config: Any = None) -> Tensor:
-    """gelu(gate) * up in fp32, rounded once."""
-    check_gated(x, op="gelu_and_mul")
-    return gelu_and_mul_reference(x).to(x.dtype)
-
-
-def gelu_tanh_and_mul_cast_before_mul(x: Tensor, weights: None = None, *, config: Any = None) -> Tensor:
-    """The tanh-approximated gelu(gate) rounded, times up."""
-    return _rounded_gate("gelu_tanh_and_mul", x)
-
-
-def gelu_tanh_and_mul_fp32_mul(x: Tensor, weights: None = None, *, config: Any = None) -> Tensor:
-    """The tanh-approximated gelu(gate) * up in fp32, rounded once."""
-    check_gated(x, op="gelu_tanh_and_mul")
-    return gelu_tanh_and_mul_reference(x).to(x.dtype)
-
-
-def relu2(x: Tensor, weights: None = None, *, config: Any = None) -> Tensor:
-    """max(x, 0)^2 in x's dtype, rounded once; torch squares 16-bit values in fp32."""
-    check_unary(x)
-    return F.relu(x).square()
+def silu_and_mul_fp8(
+    x: Tensor,
+    weights: None = None,
+    *,
+    config: Any = None,
+    out: Tensor | None = None,
+    scale_out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(e4m3 [..., H], fp32 scales [..., H/128]) of x [..., 2H]."""
+    check_silu_and_mul_fp8(x, out, scale_out)
+    product = apply("silu_and_mul", x.float())
+    scale = block_scale(product)
+    return into(out, to_fp8(product / scale.repeat_interleave(BLOCK, dim=-1))), into(scale_out, scale)

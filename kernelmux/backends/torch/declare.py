@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ...contracts.activations import ACTIVATIONS
 from ...registry import ANY, DtypeIn, Kernel, NeedsPackage, Numerics, OnCapability, SchemeIn
 from ...registry.requirements import Requirement
 
@@ -20,6 +21,7 @@ _FLOATS = DtypeIn(frozenset({"bfloat16", "float16", "float32"}))
 _HERE = "kernelmux.backends.torch"
 _ON_CPU: Mapping[Capability | str, str] = {"cpu": "measured"}
 _EXACT_MATH = frozenset({"deterministic", "no_fast_math"})
+_FP8 = _EXACT_MATH | {"fp32_mul"}
 
 _PRODUCT = {
     "": (("the product with the weight",), "fp32_mul"),
@@ -71,6 +73,11 @@ def _gated(op: str, order: str) -> Kernel:
     return _kernel(op, f"activations:{op}_{promise}", numerics, order)
 
 
+def _unary(op: str) -> Kernel:
+    numerics = Numerics(rounding=("output",), promises=_EXACT_MATH | {"cast_before_mul", "fp32_mul"})
+    return _kernel(op, f"activations:{op}", numerics)
+
+
 KERNELS = (
     Kernel(
         name="kernelmux.fused_moe[torch]",
@@ -115,10 +122,12 @@ KERNELS = (
     ),
     *(_norm(op, order) for op in ("rms_norm", "gated_rms_norm") for order in _PRODUCT),
     *(_norm_with_residual(order, kept) for order in _PRODUCT for kept in ("", "residual_fp32")),
-    *(_gated(op, order) for op in ("silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul") for order in _PRODUCT),
+    *(_gated(act.name, order) for act in ACTIVATIONS if act.gated for order in _PRODUCT),
+    *(_unary(act.name) for act in ACTIVATIONS if not act.gated),
+    _kernel("rms_norm_fp8", "norms:rms_norm_fp8", Numerics(rounding=("the product to e4m3",), promises=_FP8)),
     _kernel(
-        "relu2", "activations:relu2",
-        Numerics(rounding=("the square",), promises=_EXACT_MATH | {"cast_before_mul", "fp32_mul"}),
+        "silu_and_mul_fp8", "activations:silu_and_mul_fp8",
+        Numerics(rounding=("the product to e4m3",), promises=_FP8),
     ),
     _kernel("router_gemm", "router:router_gemm", Numerics(promises=frozenset({"no_fast_math"}))),
     _kernel("topk", "router:topk", Numerics(promises=_EXACT_MATH | {"deepseek_v3_routing"})),

@@ -149,7 +149,7 @@ def gelu_tanh_and_mul(x: Tensor, weights: None = None, *, config: Any = None) ->
 
 def relu2(x: Tensor, weights: None = None, *, config: Any = None) -> Tensor:
     """x [..., H] -> [..., H]."""
-    check_unary(x)
+    check_unary(x, op="relu2")
     if not x.numel():
         return torch.empty_like(x)
     result: Tensor = _call(_relu2, (_flat(x),))
