@@ -4,8 +4,8 @@ The gated ones take gate and up as the two halves of the last dimension, gate fi
 every kernel declares which one it does: ``cast_before_mul`` rounds the activated gate to x's dtype before the product
 (Hugging Face's ``act(gate) * up``), ``fp32_mul`` forms the product in fp32 and rounds once.
 
-To add one: its line in ACTIVATIONS, and its formula in the table of each backend that runs it (activations_math's is
-the reference's).
+To add one: its line in activation_table.py, its row in registry/discovery.py, and its formula in the table of each backend
+that runs it (activations_math holds the reference's).
 """
 
 from __future__ import annotations
@@ -13,30 +13,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..registry import Op, Tolerance, Work
-from ..registry.value import Value
-from .norms import FP8_TOLERANCE
+from .activation_table import ACTIVATIONS, Activation
+from .fp8_outputs import BLOCK
+from .fp8_outputs import TOLERANCE as FP8_TOLERANCE
 from .sizes import ELEMENT_BYTES, rows_of, upper_sizes
 
 if TYPE_CHECKING:
     from ..registry import Problem
 
 
-class Activation(Value):
-    """An op by its name, whether it takes [gate, up], and its formula in words."""
-
-    name: str
-    gated: bool
-    formula: str
-
-
-ACTIVATIONS = (
-    Activation("silu_and_mul", True, "silu(gate) * up"),
-    Activation("gelu_and_mul", True, "gelu(gate) * up"),
-    Activation("gelu_tanh_and_mul", True, "tanh-approximated gelu(gate) * up"),
-    Activation("relu2", False, "max(x, 0)^2"),
-)
-
-BLOCK = 128  # values of one scale of silu_and_mul_fp8
 DTYPES = ("bfloat16", "float16", "float32")
 _WHY = "two roundings at most (the activated gate, the product), each half a unit in the last place, "
 _CANCEL = "; 1 + erf and 1 + tanh of a very negative gate keep 6e-8 at best, times gate and up"

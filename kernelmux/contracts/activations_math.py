@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import BadShape
-from .activations import ACTIVATIONS, BLOCK
+from .activation_table import ACTIVATIONS
+from .fp8_outputs import BLOCK
 from .gemm_fp8_math import FP8, LARGEST, LEAST
 from .norms import ROUNDINGS
 from .rounding import round_to

@@ -23,6 +23,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..registry import Op, Tolerance, Work
+from .fp8_outputs import TOLERANCE as FP8_TOLERANCE
 from .sizes import ELEMENT_BYTES, rows_of, upper_sizes
 
 if TYPE_CHECKING:
@@ -40,11 +41,6 @@ TOLERANCE = {
     ),
     "float32": Tolerance(rtol=1e-5, atol=0.0, why="fp32 throughout; only the order of summation differs"),
 }
-FP8_TOLERANCE = Tolerance(
-    rtol=6.3e-2,
-    atol=1e-3,
-    why="rounded once to e4m3: 2**-4 of a value with 4 significant bits, 2**-10 of a subnormal; scales are fp32",
-)
 DTYPES = ("bfloat16", "float16", "float32")
 _MATH = "kernelmux.contracts.norms_math"
 _HERE = "kernelmux.contracts.norms"

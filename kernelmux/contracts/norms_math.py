@@ -283,11 +283,11 @@ def gated_rms_norm_examples(device: str = "cpu", dtype: torch.dtype = torch.bflo
 
 
 def rms_norm_fp8_examples(device: str = "cpu", dtype: torch.dtype = torch.bfloat16) -> Iterator[dict[str, object]]:
-    """As for rms_norm, by turns with a scale a token, [1] and []; one row is zero, one scale makes values saturate."""
+    """As for rms_norm, with a scale a token, [1] and []; one row is zero, one scale makes values saturate."""
+    saturating, plain = torch.tensor([0.001], device=device), torch.tensor(0.01, device=device)
     for seed, call in enumerate(rms_norm_examples(device, dtype)):
         x = call.pop("x")
         assert isinstance(x, Tensor)
         if seed == 4:
             x[0] = 0
-        value = torch.tensor(0.001 if seed == 1 else 0.01, device=device)
-        yield dict(x=x, weight=call.pop("weight"), scale=(None, value.reshape(1), value)[seed % 3], **call)
+        yield dict(x=x, weight=call.pop("weight"), scale={1: saturating, 2: plain, 6: plain}.get(seed), **call)

@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ...contracts.activations import BLOCK
 from ...contracts.activations_math import (
     FORMULAS,
     IS_GATED,
@@ -20,6 +19,7 @@ from ...contracts.activations_math import (
     check_silu_and_mul_fp8,
     check_unary,
 )
+from ...contracts.fp8_outputs import BLOCK
 from ...contracts.gemm_fp8_math import to_fp8
 from .norms import into
 

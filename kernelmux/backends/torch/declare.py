@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ...contracts.activations import ACTIVATIONS
+from ...contracts.activation_table import ACTIVATIONS
 from ...registry import ANY, DtypeIn, Kernel, NeedsPackage, Numerics, OnCapability, SchemeIn
 from ...registry.requirements import Requirement
 
