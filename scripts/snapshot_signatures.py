@@ -69,7 +69,10 @@ LIBRARIES: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "flashinfer.gemm:prepare_bf16_fp4_weights": ("flashinfer/gemm/gemm_bf16_fp4.py", "prepare_bf16_fp4_weights"),
         "flashinfer.norm:_use_cuda_norm": ("flashinfer/norm/__init__.py", "_use_cuda_norm"),
         "flashinfer.norm:fused_add_rmsnorm": ("flashinfer/norm/__init__.py", "fused_add_rmsnorm"),
+        "flashinfer.norm:gemma_fused_add_rmsnorm": ("flashinfer/norm/__init__.py", "gemma_fused_add_rmsnorm"),
+        "flashinfer.norm:gemma_rmsnorm": ("flashinfer/norm/__init__.py", "gemma_rmsnorm"),
         "flashinfer.norm:rmsnorm": ("flashinfer/norm/__init__.py", "rmsnorm"),
+        "flashinfer.norm:rmsnorm_quant": ("flashinfer/norm/__init__.py", "rmsnorm_quant"),
     },
     "sgl-deep-gemm": {"deep_gemm:fp8_gemm_nt": ("deep_gemm/__init__.py", "fp8_gemm_nt")},
     "vllm": {

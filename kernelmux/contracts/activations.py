@@ -4,7 +4,7 @@ The gated ones take gate and up as the two halves of the last dimension, gate fi
 every kernel declares which one it does: ``cast_before_mul`` rounds the activated gate to x's dtype before the product
 (Hugging Face's ``act(gate) * up``), ``fp32_mul`` forms the product in fp32 and rounds once.
 
-To add one: its line in activation_table.py, its row in registry/discovery.py, and its formula in the table of each backend
+To add one: its line in activation_table.py, its row in registry/discovery.py, its formula in the table of each backend
 that runs it (activations_math holds the reference's).
 """
 

@@ -31,13 +31,13 @@ def _norm(function: str, op: str, backend: str, promises: frozenset[str], *requi
     )
 
 
-def _norms(function: str, op: str, promises: frozenset[str]) -> tuple[Kernel, Kernel]:
+def _norms(function: str, op: str, promises: frozenset[str], *more: Requirement) -> tuple[Kernel, Kernel]:
     cute = OnCapability(EVERY - capabilities("7.5"), why="CuTe DSL compiles for 8.0 and later GPUs it knows")
     # One block a row, its size from H alone (data/include/flashinfer/norm.cuh).
     cuda_promises = promises | {"batch_invariant", "deterministic"}
     return (
-        _norm(function, op, "jit_cuda", cuda_promises, OnCapability(EVERY), _CUDA_NORM, _NVCC),
-        _norm(function, op, "cutedsl", promises, cute, Aligned("H", 8, "it reads 16 bytes"), CUTLASS_DSL),
+        _norm(function, op, "jit_cuda", cuda_promises, OnCapability(EVERY), *more, _CUDA_NORM, _NVCC),
+        _norm(function, op, "cutedsl", promises, cute, *more, Aligned("H", 8, "it reads 16 bytes"), CUTLASS_DSL),
     )
 
 
@@ -62,6 +62,12 @@ def _activation(name: str, rounding: str) -> Kernel:
         ),
     )
 
+
+_STATIC = OnDemand(
+    "static_scale",
+    "it takes a given scale and the weight as stored, and neither is told by a shape",
+    "demand static_scale if every call passes scale= and none weight_bias=1",
+)
 
 _TOPK = Kernel(
     name="flashinfer.fused_topk_deepseek[jit_cuda]",
@@ -88,6 +94,7 @@ _TOPK = Kernel(
 KERNELS = (
     *_norms("rmsnorm", "rms_norm", frozenset({"fp32_mul"})),
     *_norms("fused_add_rmsnorm", "fused_add_rms_norm", frozenset({"fp32_mul", "residual_fp32"})),
+    *_norms("rmsnorm_quant", "rms_norm_fp8", frozenset({"fp32_mul", "static_scale"}), _STATIC),
     _activation("silu_and_mul", "output"),
     _activation("gelu_and_mul", "output"),
     _activation("gelu_tanh_and_mul", "output"),

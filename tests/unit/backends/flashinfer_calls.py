@@ -141,7 +141,11 @@ def every_adapter(calls: list[Call], use_cuda_norm: list[bool]) -> dict[str, Any
         use_cuda_norm[0] = want_cuda
         weight = torch.ones(K, dtype=torch.bfloat16)
         out[f"rmsnorm[{word}]"] = getattr(norms, f"rmsnorm_{word}")(x, weight)
-        out[f"fused_add_rmsnorm[{word}]"] = getattr(norms, f"fused_add_rmsnorm_{word}")(x, weight, residual=x)
+        out[f"gemma_rmsnorm[{word}]"] = getattr(norms, f"rmsnorm_{word}")(x, weight, weight_bias=1.0)
+        fused_add = getattr(norms, f"fused_add_rmsnorm_{word}")
+        out[f"fused_add_rmsnorm[{word}]"] = fused_add(x, weight, residual=x)
+        out[f"gemma_fused_add_rmsnorm[{word}]"] = fused_add(x, weight, residual=x, weight_bias=1.0)
+        out[f"rmsnorm_quant[{word}]"] = getattr(norms, f"rmsnorm_quant_{word}")(x, weight, scale=torch.tensor(0.5))
     for activation in ("silu", "relu2"):
         gated, given = activation == "silu", {**_routing(), "activation": activation}
         bf16 = _experts(torch.bfloat16, gated)

@@ -11,8 +11,21 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from kernelmux.backends.flashinfer import fp8_gemm, layouts, moe, moe_cutedsl, norms, nvfp4_gemm, router  # noqa: E402
+from kernelmux.backends.flashinfer import (  # noqa: E402
+    activations,
+    fp8_gemm,
+    layouts,
+    moe,
+    moe_cutedsl,
+    norms,
+    nvfp4_gemm,
+    router,
+)
+from kernelmux.device import catalog  # noqa: E402
 from kernelmux.errors import NoKernel, UsageError  # noqa: E402
+from kernelmux.quant import Scheme  # noqa: E402
+from kernelmux.registry import Packages, Problem, Rejected  # noqa: E402
+from kernelmux.registry.discovery import registry  # noqa: E402
 from tests.unit.backends.fake_library import ActivationType, install, snapshot  # noqa: E402
 from tests.unit.backends.flashinfer_calls import E, K, M, N, record  # noqa: E402
 
@@ -147,6 +160,80 @@ def test_fused_add_leaves_its_inputs_as_they_were(monkeypatch):
     out, total = norms.fused_add_rmsnorm_jit_cuda(x, torch.ones(8), residual=residual)
     assert (out.unique().item(), total.unique().item()) == (7, 8)
     assert (x.unique().item(), residual.unique().item()) == (0, 1)
+
+
+CUDA_NORM = {"flashinfer.norm:_use_cuda_norm": lambda bound: True}
+
+
+def the_call(calls, function):
+    return next(call for call in calls if call.function == function)
+
+
+def test_fused_add_in_place_works_on_the_callers_own_memory(monkeypatch):
+    calls = install(monkeypatch, "flashinfer-python", CUDA_NORM)
+    x, residual = torch.zeros(2, 3, 8), torch.ones(2, 3, 8)
+    out, total = norms.fused_add_rmsnorm_jit_cuda(
+        x, torch.ones(8), residual=residual, out=x, residual_out=residual, weight_bias=1.0
+    )
+    bound = the_call(calls, "flashinfer.norm:gemma_fused_add_rmsnorm").bound
+    assert (bound["input"].data_ptr(), bound["residual"].data_ptr()) == (x.data_ptr(), residual.data_ptr())
+    assert out is x and total is residual
+
+
+def test_results_are_written_where_the_caller_wants_them(monkeypatch):
+    calls = install(monkeypatch, "flashinfer-python", CUDA_NORM)
+    buffer, x = torch.zeros(4, 64, dtype=torch.bfloat16), torch.zeros(4, 32, dtype=torch.bfloat16)
+    weight = torch.ones(32, dtype=torch.bfloat16)
+    assert norms.rmsnorm_jit_cuda(x, weight, out=buffer[:, :32]).data_ptr() == buffer.data_ptr()
+    assert the_call(calls, "flashinfer.norm:rmsnorm").bound["out"].data_ptr() == buffer.data_ptr()
+
+
+def test_rows_that_vector_loads_cannot_take_are_copied_in_and_out(monkeypatch):
+    def fill(bound):
+        assert bound["input"].data_ptr() % 16 == 0 and bound["input"].stride(0) % 8 == 0
+        bound["out"].fill_(3)
+
+    install(monkeypatch, "flashinfer-python", CUDA_NORM | {"flashinfer.norm:rmsnorm": fill})
+    odd = torch.zeros(4, 65, dtype=torch.bfloat16)[:, 1:33]
+    out = torch.zeros(4, 67, dtype=torch.bfloat16)[:, 3:35]
+    got = norms.rmsnorm_jit_cuda(odd, torch.ones(32, dtype=torch.bfloat16), out=out)
+    assert got is out and out.unique().item() == 3
+    silu = {"flashinfer:silu_and_mul": lambda bound: bound["out"].fill_(2)}
+    calls = install(monkeypatch, "flashinfer-python", silu)
+    assert activations.silu_and_mul(torch.zeros(4, 64), out=(slice := torch.zeros(4, 64)[:, :32])) is slice
+    assert slice.unique().item() == 2 and calls[0].bound["out"].is_contiguous()
+
+
+def test_no_row_launches_nothing(monkeypatch):
+    calls = install(monkeypatch, "flashinfer-python", CUDA_NORM)
+    x, weight = torch.zeros(0, 32), torch.ones(32)
+    assert norms.rmsnorm_jit_cuda(x, weight).shape == (0, 32)
+    assert norms.fused_add_rmsnorm_jit_cuda(x, weight, residual=x)[1].shape == (0, 32)
+    assert norms.rmsnorm_quant_jit_cuda(x, weight, scale=torch.tensor(2.0))[1].item() == 2.0
+    assert activations.gelu_and_mul(x).shape == (0, 16)
+    assert {call.function for call in calls} == {"flashinfer.norm:_use_cuda_norm"}
+
+
+def test_rmsnorm_quant_takes_one_given_scale_and_gives_it_back(monkeypatch):
+    calls = install(monkeypatch, "flashinfer-python", CUDA_NORM)
+    x, weight, scale = torch.zeros(2, 32), torch.ones(32), torch.tensor(0.25)
+    out, used = norms.rmsnorm_quant_jit_cuda(x, weight, scale=scale)
+    assert (out.dtype, out.shape, used.item()) == (torch.float8_e4m3fn, (2, 32), 0.25) and used is not scale
+    assert the_call(calls, "flashinfer.norm:rmsnorm_quant").bound["scale"].shape == (1,)
+    with pytest.raises(UsageError, match="takes a given scale"):
+        norms.rmsnorm_quant_jit_cuda(x, weight)
+    with pytest.raises(UsageError, match="the weight as stored"):
+        norms.rmsnorm_quant_jit_cuda(x, weight, scale=scale, weight_bias=1.0)
+
+
+def test_the_static_fp8_norm_is_taken_on_demand_only():
+    everything = Packages.assume_all()
+    problem = Problem("rms_norm_fp8", Scheme.of(None), "bfloat16", {"H": 4096})
+    op, kernel = registry().op("rms_norm_fp8"), registry().kernel("flashinfer.rmsnorm_quant[cutedsl]")
+    refused = kernel.judge(op, catalog()["h100-sxm"], everything, problem)
+    assert isinstance(refused, Rejected) and "takes a given scale" in refused.reason
+    asked = problem.but(demands=frozenset({"static_scale"}))
+    assert not isinstance(kernel.judge(op, catalog()["h100-sxm"], everything, asked), Rejected)
 
 
 def test_what_an_adapter_does_not_pass_on_is_refused():

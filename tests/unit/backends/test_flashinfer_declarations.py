@@ -44,7 +44,10 @@ CONFIGS = {
     "flashinfer.cute_dsl_fused_moe_w4a16[cutedsl]": "CuteDslConfig",
 }
 # of these FlashInfer lists nothing: what they do on a GPU is in their code
-UNLISTED = ("fp4_quantize", "rmsnorm", "fused_add_rmsnorm", "silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul")
+UNLISTED = (
+    "fp4_quantize", "rmsnorm", "rmsnorm_quant", "fused_add_rmsnorm", "silu_and_mul", "gelu_and_mul",
+    "gelu_tanh_and_mul",
+)  # fmt: skip
 
 
 def _differences(listed: dict[str, set[int]]) -> set[tuple[str, str, str]]:
