@@ -21,7 +21,7 @@ _ARGUMENT = re.compile(r"(Tensor\??|int|float|bool|str)\s+(\w+)(?:\s*=\s*([^,]+)
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """An op at M rows of hidden size H. ``options`` are scalars of the op that are not at their default."""
+    """An op at M rows of hidden size H. ``options`` are numbers for arguments that are not at their default."""
 
     op: str
     m: int
@@ -97,7 +97,8 @@ def _one(op: Op, point: Point, device: torch.device, generator: torch.Generator)
         if not kind.startswith("Tensor"):
             given[name] = point.options.get(name, _scalar(kind, default))
         elif kind == "Tensor?":
-            given[name] = point.options.get(name)
+            number = point.options.get(name)
+            given[name] = None if number is None else torch.tensor([number], device=device, dtype=torch.float32)
         elif name in op.weights:
             weight = torch.empty(point.h, device=device, dtype=torch.float32)
             given[name] = weight.normal_(1.0, 0.25, generator=generator).to(dtype)
