@@ -116,5 +116,22 @@ class TuneError(KernelmuxError):
     """Tuning cannot go on or has nothing to offer; says at which step and what is kept."""
 
 
+class CompileFailed(KernelmuxError):
+    """A CUDA kernel does not compile. ``log`` is all the compiler said, ``source`` and ``line`` where it first pointed."""
+
+    def __init__(self, message: str, log: str = "", source: Path | None = None, line: int | None = None):
+        self.log, self.source, self.line = log, source, line
+        super().__init__(message)
+
+
+class LaunchFailed(KernelmuxError):
+    """The CUDA driver refused to load or launch a kernel."""
+
+    def __init__(self, doing: str, why: str):
+        super().__init__(
+            f"cannot {doing}: {why}. If an earlier kernel failed, run again with CUDA_LAUNCH_BLOCKING=1 to see which."
+        )
+
+
 class FrozenError(KernelmuxError):
     """After ``freeze()`` nothing tunes, compiles, loads or writes."""
