@@ -50,6 +50,13 @@ _ANY_OP_KEY, _CONFIG_KEY, _CACHE_KEY, _POLICY_KEY = map(
     _encode, (ANY_OP_VARIABLE, "KERNELMUX_CONFIG_DIR", "KERNELMUX_CACHE_DIR", POLICY_VARIABLE)
 )
 _variable = _environment.get
+
+override_in_force = _overrides.get
+"""What ``override`` blocks ask for in this thread or task; None for nothing."""
+
+environment_without = _environment.keys().isdisjoint
+"""Whether none of these ``variables`` is set."""
+
 _folders: tuple[Any, Any] = (_variable(_CONFIG_KEY), _variable(_CACHE_KEY))
 
 
@@ -173,6 +180,19 @@ def _follows_current(device: Any) -> bool:
 def op_variable(op: str) -> str:
     """The environment variable that chooses the backend of one op: ``KERNELMUX_RMS_NORM_BACKEND``."""
     return f"KERNELMUX_{op.upper()}_BACKEND"
+
+
+def variables(op: str) -> tuple[Any, ...]:
+    """The environment variables a choice for this op depends on, as ``environment_without`` takes them."""
+    return (_encode(op_variable(op)), _ANY_OP_KEY, _CONFIG_KEY, _CACHE_KEY, _POLICY_KEY)
+
+
+def asked(names: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """What ``override`` blocks and these ``variables`` ask for, as a key; None for nothing."""
+    chosen = _context()
+    if chosen is None and environment_without(names):
+        return None
+    return (chosen, *map(_variable, names))
 
 
 def _explicit(op: str, backend: str | None) -> Explicit | None:
