@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..device import Device
 from ..errors import NoKernel, UsageError
-from ..policies.resolve import speaks_of
+from ..policies.policy import Policy
+from ..policies.resolve import resolve, speaks_of
 from ..policies.select import select_backend
-from ..registry import Kernel, Op
+from ..policies.selection import Selection
+from ..quant import Scheme
+from ..registry import Kernel, Op, Problem
 from ..registry.discovery import registry
+from ..registry.packages import Packages
 
 if TYPE_CHECKING:
     from .small import Race
@@ -70,8 +74,20 @@ def _check_words(op: Op, backends: Collection[str], kernels: Sequence[Kernel]) -
 
 def selected(point: Point, device: Device) -> dict[str, Any]:
     """What select_backend takes for the point now, and by what it decides."""
+    return _said(lambda: select_backend(point.op, device=device, dtype=point.dtype, shape={"M": point.m, "H": point.h}))
+
+
+def selected_by_policy(point: Point, device: Device) -> dict[str, Any]:
+    """What it would take where nothing has been measured."""
+    known = registry()
+    problem = Problem(point.op, Scheme.of(None), point.dtype, {"M": point.m, "H": point.h})
+    policy = Policy.builtin(point.op)
+    return _said(lambda: resolve(point.op, device, Packages.installed(), problem, policy=policy, registry=known))
+
+
+def _said(choose: Callable[[], Selection]) -> dict[str, Any]:
     try:
-        found = select_backend(point.op, device=device, dtype=point.dtype, shape={"M": point.m, "H": point.h})
+        found = choose()
     except NoKernel as error:
         return {"kernel": None, "source": None, "why": str(error).splitlines()[0]}
     return {"kernel": found.kernel, "source": found.source, "why": found.why}

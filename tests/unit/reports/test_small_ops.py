@@ -1,0 +1,104 @@
+"""What races of small ops show: ratios, misses, the page; and that parts are put together."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from kernelmux.reports import small_ops
+
+ROOT = Path(__file__).resolve().parents[3]
+JIT, TRITON, TORCH = (f"kernelmux.rms_norm[{backend}]" for backend in ("jit_cuda", "triton", "torch"))
+
+
+def one(name, us, kind="kernel", backend=None, last=None):
+    backend = backend or name.partition("[")[2].rstrip("]") or "torch"
+    samples = [us] * 4 + [last or us] * 5
+    return {"name": name, "backend": backend, "kind": kind, "us": us, "gbs": 1000.0, "samples_us": samples}
+
+
+def row(m, h, jit=10.0, triton=11.0, peer=10.5, copy=9.8, chosen=JIT, measured=JIT, size=1000):
+    contestants = [
+        one(JIT, jit), one(TRITON, triton), one(TORCH, 50.0),
+        one("torch.compile, this shape", peer, "peer", "torch_compile"), one("copy, torch", copy, "copy", "torch"),
+        {"name": "flashinfer, direct", "backend": "flashinfer", "kind": "peer", "status": "error", "reason": "a | b"},
+    ]  # fmt: skip
+    return {
+        "op": "rms_norm", "m": m, "h": h, "dtype": "bfloat16", "read_bytes": size, "written_bytes": size,
+        "rounds": 9, "ceiling_us": copy, "contestants": contestants,
+        "selected": {
+            "policy": {"kernel": chosen, "source": "policy"}, "measured": {"kernel": measured, "source": "measured"},
+        },
+    }  # fmt: skip
+
+
+def test_only_kernels_of_our_own_are_ours_and_the_faster_counts():
+    said = row(1, 128, jit=10.0, triton=8.0, peer=8.4)
+    assert small_ops.best(said, small_ops.ours)["name"] == TRITON
+    assert small_ops.against_peers(said) == pytest.approx(1.05)
+    assert small_ops.choice(said, "policy") == pytest.approx(1.25)
+
+
+def test_the_summary_finds_the_least_and_what_falls_short():
+    rows = [
+        row(1, 128),
+        row(16, 128, jit=11.0, triton=12.0, peer=10.0, chosen=TRITON),
+        row(4096, 8192, copy=9.0, size=200_000_000),
+    ]
+    (said,) = small_ops.summary(rows)
+    assert said["peers_least"] == (pytest.approx(10 / 11), 16, 128) and said["peers_below"] == [(128, 16)]
+    assert said["peers_geomean"] == pytest.approx((1.05 * 1.05 * 10 / 11) ** (1 / 3))
+    assert said["copy_least"] == (pytest.approx(0.9), 4096, 8192) and said["copy_below"] == [(8192, 4096)]
+    assert (said["policy_within"], said["policy_judged"]) == (2, 3)
+    assert said["policy_beyond"] == [((128, 16), 1.091)]
+
+
+def test_a_measured_choice_is_judged_by_the_samples_it_was_not_made_on():
+    said = row(1, 128)
+    said["contestants"][0] = one(JIT, 10.0, last=14.0)
+    assert small_ops.choice(said, "measured") == pytest.approx(14 / 11)
+    said["selected"]["measured"]["source"] = "policy"
+    assert small_ops.choice(said, "measured") is None
+
+
+def result(rows):
+    return {
+        "device": "NVIDIA H200", "sm_count": 132, "capability": "9.0", "driver": "580", "date": "2026-11-22",
+        "versions": {"torch": "2.11"}, "command": "python x", "rounds": 9, "rows": rows, "lost": [], "seconds": 1.0,
+        "seconds_before": 1.0,
+    }  # fmt: skip
+
+
+def test_the_page_has_every_point_and_says_what_did_not_run():
+    said = small_ops.page(result([row(1, 128), row(16, 128, peer=9.0)]), "python scripts/render_benchmarks.py")
+    assert "| 128 | 1 | jit_cuda | 10.00 | torch.compile, this shape | 10.50 | 1.050 |" in said
+    assert "slower than the better peer by more than allowed: M=16 H=128" in said
+    assert "a \\| b (2 points, the first M=1 H=128)" in said
+
+
+def test_parts_are_put_together_once_each(tmp_path, monkeypatch, capsys):
+    paths = []
+    for i, rows in enumerate(([row(1, 128)], [row(1, 128), row(1, 512)])):
+        paths.append(tmp_path / f"{i}.json")
+        paths[-1].write_text(json.dumps({**result(rows), "command": f"python x --part {i + 1}/2"}))
+    out = tmp_path / "whole.json"
+    monkeypatch.setattr(sys, "argv", ["bench_small_ops.py", "--merge", *map(str, paths), "--out", str(out)])
+    runpy.run_path(str(ROOT / "benchmarks" / "bench_small_ops.py"), run_name="__main__")
+    whole = json.loads(out.read_text())
+    assert [(r["m"], r["h"]) for r in whole["rows"]] == [(1, 128), (1, 512)]
+    assert whole["command"] == "python x --part I/N" and whole["parts"] == 2
+
+
+def test_parts_share_every_pair_out_once(monkeypatch):
+    script = runpy.run_path(str(ROOT / "benchmarks" / "bench_small_ops.py"), run_name="script")
+    import argparse
+
+    every = [
+        pair
+        for i in (1, 2, 3)
+        for pair in script["pairs"](argparse.Namespace(ops=None, h=None, part=(i, 3)))
+    ]  # fmt: skip
+    assert len(every) == len(set(every)) and {h for op, h in every if op == "rms_norm"} == set(script["ALL_H"])
+    assert {h for op, h in every if op == "relu2"} == set(script["FEW_H"])
