@@ -47,7 +47,8 @@ def shipped() -> list[tuple[Path, Callable[[Path], Any]]]:
     strict = import_module("kernelmux.policies.strict_yaml").read_yaml  # the room above: by name, when twins are made
     aliases = import_module("kernelmux.tuning_configs.aliases")
     rules = sorted((package / "policies" / "rules").glob("*.yaml"))
-    return [*((path, strict) for path in (package / "devices.yaml", *rules)), (aliases.FILE, aliases.parse)]
+    fast_math = package / "backends" / "jit_cuda" / "fast_math.yaml"
+    return [*((path, strict) for path in (package / "devices.yaml", fast_math, *rules)), (aliases.FILE, aliases.parse)]
 
 
 if __name__ == "__main__":

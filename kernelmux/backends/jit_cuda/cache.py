@@ -10,12 +10,17 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...errors import StoreError
 from ...store.files import sha256, sweep, write_whole
 from ...store.paths import cache_dir
-from . import compiler
+from ..compile_job import CompileJob
+from . import compiler, fast_math
 from .compiler import Cubin, Source
+
+if TYPE_CHECKING:
+    from ...device import Capability
 
 _FORMAT = 1
 _warned = False
@@ -42,6 +47,19 @@ def holds(source_name: str, kernel: str, defines: Mapping[str, str | int], arch:
     """Whether ``fetch`` would need no compiler."""
     path = _path(compiler.read_source(source_name), kernel, defines, arch, fast)
     return _read(path) is not None
+
+
+def job(source_name: str, kernel: str, defines: Mapping[str, str | int], capability: Capability) -> CompileJob:
+    """The compilation that ``launch.function`` would need on such a GPU, for a kernel's ``compile`` hook."""
+    fast = fast_math.wanted(source_name, kernel, defines, capability)
+
+    def run() -> bool:
+        if holds(source_name, kernel, defines, capability.arch, fast=fast):
+            return False
+        fetch(source_name, kernel, defines, capability.arch, fast=fast)
+        return True
+
+    return CompileJob(f"{kernel} ({', '.join(f'{name}={value}' for name, value in defines.items())})", run)
 
 
 def _path(source: Source, kernel: str, defines: Mapping[str, str | int], arch: str, fast: bool) -> Path:
