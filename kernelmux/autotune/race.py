@@ -15,7 +15,7 @@ from kernelmux.autotune.clock import Clock
 from kernelmux.autotune.compile import Facts, Task
 from kernelmux.autotune.ledger import Cubins, Ledger
 from kernelmux.autotune.profiles import RaceConfig, Rung
-from kernelmux.autotune.space import TMA_FROM_M, Ground, block_m_cap, neighbours, why_not
+from kernelmux.autotune.space import Ground, block_m_cap, neighbours, why_not
 from kernelmux.autotune.standing import Standing
 from kernelmux.autotune.target import KERNELMUX, Target
 from kernelmux.measure.bench import SIDES, Bench, Side
@@ -184,7 +184,10 @@ def _refine(arena: Arena, standing: Standing, beside: Sequence[Standing], number
         every[side] = [
             t
             for t in dict.fromkeys([*winners, *_neighbourhood(arena, standing, side)])
-            if t.block_m in allowed and t.block_m <= cap and t not in known and (m >= TMA_FROM_M or not t.use_tma)
+            if t.block_m in allowed
+            and t.block_m <= cap
+            and t not in known
+            and (m >= arena.target.tma_from_m or not t.use_tma)
         ]
     if arena.target.one_tile:
         both = _usable_on_both(arena, dict.fromkeys(t for pair in zip_longest(*every.values()) for t in pair if t))

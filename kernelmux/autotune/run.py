@@ -205,7 +205,7 @@ def _orders(arena: race.Arena, side: Side, tiles: Sequence[Tile], known: MoeChoi
     ordered: dict[int, list[Tile]] = {}
     ground = Ground(arena.shape, arena.device, side, arena.target)
     for m in sorted(arena.defaults, reverse=True):
-        sensible = at_m(tiles, arena.shape, m, direct=arena.direct(m))
+        sensible = at_m(tiles, arena.shape, m, direct=arena.direct(m), target=arena.target)
         ordered[m], cut = seeds.order(sensible, arena.shape, arena.device, side, m, arena.target)
         for reason, count in cut.items():
             arena.discard(side, f"M={m}: {reason}", count)

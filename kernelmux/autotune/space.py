@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 Effort = Literal["quick", "full", "exhaustive"]
 EFFORTS: tuple[Effort, ...] = ("quick", "full", "exhaustive")
 
-TMA_FROM_M = 64  # below it a block reads so few rows of A that descriptors have nothing to save
 GROUP_FROM_M = 512  # from here several row blocks of one expert share weight tiles through L2
 FIRST_GROUPS: tuple[int, ...] = (1, 16)
 SWEPT_GROUPS: tuple[int, ...] = (1, 4, 8, 16, 32, 64)
@@ -191,7 +190,7 @@ def block_m_cap(shape: MoeShape, m: int) -> int:
     return max(16, ROW_SLACK * next_pow2(max(1, -(-m * shape.topk // shape.E))))
 
 
-def at_m(tiles: Iterable[Tile], shape: MoeShape, m: int, *, direct: bool) -> list[Tile]:
+def at_m(tiles: Iterable[Tile], shape: MoeShape, m: int, *, direct: bool, target: Target = KERNELMUX) -> list[Tile]:
     """The tiles that make sense at ``m`` tokens, with the first rung's GROUP_SIZE_M values.
 
     ``direct``: the kernel runs one pair a block without sorting, so BLOCK_SIZE_M is 16.
@@ -201,7 +200,7 @@ def at_m(tiles: Iterable[Tile], shape: MoeShape, m: int, *, direct: bool) -> lis
     return [
         replace(tile, group_m=group)
         for tile in tiles
-        if tile.block_m <= cap and (m >= TMA_FROM_M or not tile.use_tma)
+        if tile.block_m <= cap and (m >= target.tma_from_m or not tile.use_tma)
         for group in groups
     ]
 
@@ -221,7 +220,7 @@ def neighbours(tile: Tile, m: int, ground: Ground, axes: Axes = PUBLIC_GRID) -> 
     for knob, values in steps:
         for value in _beside(getattr(tile, knob), values):
             found[replace(tile, **{knob: value})] = None  # type: ignore[arg-type]
-    if m >= TMA_FROM_M:
+    if m >= ground.target.tma_from_m:
         found[replace(tile, use_tma=not tile.use_tma)] = None
     out = {canonical(t, ground): None for t in found}
     out.pop(tile, None)

@@ -73,6 +73,15 @@ class Target:
         """Whether its kernel has tensor descriptors: SGLang reads USE_TMA in both of its tables, vLLM in none."""
         return self.format != "vllm"
 
+    @property
+    def tma_from_m(self) -> int:
+        """The least token count at which descriptors are tried.
+
+        Below 64 tokens a block of the fused kernel reads too few rows of A for them to save anything; SGLang's own
+        winners use them from one token on (down projection, block FP8, H200).
+        """
+        return 1 if self.format == "sglang" else 64
+
     def direct(self, shape: MoeShape, m: int) -> bool:
         """Whether a call of ``m`` tokens skips the sort: one pair a block. SGLang always sorts."""
         return self.variant.direct(shape, m)

@@ -36,7 +36,10 @@ _WIDE = {
     "float16": Tolerance(rtol=1.5e-3, atol=0.0, why=f"{_ROUNDINGS}: 11 significant bits, 2**-12 a rounding"),
 }
 _FP8 = Tolerance(
-    rtol=4e-2, atol=0.0, why=_FLIPS + "1/16 to 1/8 of it apart; tensor cores of 9.0 add e4m3 products up with 14 bits"
+    rtol=5e-2, atol=0.0, why=_FLIPS + "1/16 to 1/8 of it apart; tensor cores of 9.0 add e4m3 products up with 14 bits"
+)
+_FP8_TENSOR = Tolerance(
+    rtol=8e-2, atol=0.0, why=_FP8.why + "; under one scale for all rows the small rows lie among e4m3's subnormals"
 )
 _INT8 = Tolerance(rtol=2e-2, atol=0.0, why=_FLIPS + "1/127 of its row's largest apart")
 
@@ -126,7 +129,9 @@ class MoeQuant:
         """How far a row of a plain kernel's output may lie from `moe_quant_math.reference_quantized` (relative L2)."""
         if not self.quantizes_activations:
             return _WIDE[dtype]
-        return _FP8 if self.fp8 else _INT8
+        if not self.fp8:
+            return _INT8
+        return _FP8 if self.per_channel or self.block_shape is not None else _FP8_TENSOR
 
     def refusal(self, shape: MoeShape) -> str | None:
         """Why no plain kernel runs this shape, or None if one does."""
