@@ -44,8 +44,8 @@ BUILTIN: Mapping[str, tuple[str, ...]] = {
     "gelu_and_mul": (f"{_CONTRACTS}activations", _TORCH, _TORCH_COMPILE, _FLASHINFER_SMALL),
     "gelu_tanh_and_mul": (f"{_CONTRACTS}activations", _TORCH, _TORCH_COMPILE, _FLASHINFER_SMALL),
     "relu2": (f"{_CONTRACTS}activations", _TORCH, _TORCH_COMPILE),
-    "rms_norm_fp8": (f"{_CONTRACTS}norms", _TORCH, _FLASHINFER_SMALL),
-    "silu_and_mul_fp8": (f"{_CONTRACTS}activations", _TORCH),
+    "rms_norm_fp8": (f"{_CONTRACTS}norms", _TORCH, _TORCH_COMPILE, _FLASHINFER_SMALL),
+    "silu_and_mul_fp8": (f"{_CONTRACTS}activations", _TORCH, _TORCH_COMPILE),
     "router_gemm": (f"{_CONTRACTS}router", _TORCH, _FLASHINFER_GEMM),
     "topk": (f"{_CONTRACTS}router", _TORCH, _FLASHINFER_SMALL),
 }
