@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import linecache
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from ..registry import Kernel, Op
@@ -30,14 +31,21 @@ Function = Callable[..., Any]
 
 def make(name: str, source: str, around: Mapping[str, Any]) -> Function:
     """The function of this name that ``source`` defines, with ``around`` as the variables it closes over."""
+    made: Function = _built(name, source, tuple(around))(**around)
+    made.__module__, made.__qualname__ = "kernelmux.ops", name
+    return made
+
+
+@cache
+def _built(name: str, source: str, around: tuple[str, ...]) -> Function:
+    """``build(**around)``, which returns the function; compiled once for all that are written alike."""
     whole = f"def build({', '.join(around)}):\n{_indented(source)}\n    return {name}\n"
     file = f"<kernelmux.ops {name} {hash(whole) & 0xFFFFFFFF:08x}>"
     linecache.cache[file] = (len(whole), None, whole.splitlines(keepends=True), file)  # tracebacks and inspect
     space: dict[str, Any] = {"__name__": __name__}
     exec(compile(whole, file, "exec"), space)
-    made: Function = space["build"](**around)
-    made.__module__, made.__qualname__ = "kernelmux.ops", name
-    return made
+    built: Function = space["build"]
+    return built
 
 
 def public(signature: Signature) -> str:
@@ -126,6 +134,14 @@ def allocating(signature: Signature) -> str:
             f"    return {_result(signature.outs)}",
         ]
     )
+
+
+def repeated(places: tuple[int, ...]) -> str:
+    """A guard of tensors some of which are one: ``places[i]`` is where the i-th stood first. Closes over check."""
+    names = [f"t{i}" for i in range(len(places))]
+    same = [f"t{i} is t{first}" for i, first in enumerate(places) if i != first]
+    firsts = [f"t{i}" for i, first in enumerate(places) if i == first]
+    return f"def repeated({_listed(names)}):\n    return {' and '.join(same)} and check({_listed(firsts)})"
 
 
 def key_of(signature: Signature, arguments: tuple[Any, ...]) -> Any:
