@@ -61,13 +61,13 @@ def _kernel(op: Op, kernel: Kernel) -> Callable[[Sequence[Inputs]], Call]:
             bound = load(kernel.bind, f"running {kernel.name}")(sets[0].scalars, *lists[0])
             return lambda r: bound(*lists[r])
         run = load(kernel.load, f"running {kernel.name}")
-        calls = [_arguments(op, inputs) for inputs in sets]
+        calls = [run_arguments(op, inputs) for inputs in sets]
         return lambda r: run(calls[r][0], calls[r][1], config=None, **calls[r][2])
 
     return build
 
 
-def _arguments(op: Op, inputs: Inputs) -> tuple[Tensor, Any, dict[str, Any]]:
+def run_arguments(op: Op, inputs: Inputs) -> tuple[Tensor, Any, dict[str, Any]]:
     """(x, weights, the rest by name, the outs among it) of a kernel's ``run``."""
     rest = dict(inputs.given)
     x = rest.pop(next(iter(rest)))

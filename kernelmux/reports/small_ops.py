@@ -106,21 +106,65 @@ def _least(ratios: Mapping[tuple[int, int], float]) -> tuple[float, int, int] | 
     return ratios[h, m], m, h
 
 
-def page(result: Mapping[str, Any], command: str) -> str:
-    """The whole page in Markdown."""
-    rows = result["rows"]
+def page(
+    result: Mapping[str, Any] | None, command: str, rounding: Sequence[Row] = (), pairs: Mapping[str, Any] | None = None
+) -> str:
+    """The whole page in Markdown. ``rounding`` and ``pairs``: results of rounding_order.py and of bench_pdl.py."""
     parts = [
-        "# Small ops beside their peers",
+        "# Small ops",
         f"<!-- Written by `{command}` from benchmarks/results. Do not edit: change the data or the script. -->",
-        *_words(result),
-        "## In short",
-        _short(rows),
-        *_misses(rows),
     ]
-    for op in dict.fromkeys(row["op"] for row in rows):
-        parts += [f"## {text(op)}", _op([row for row in rows if row["op"] == op])]
-    parts += _failures(rows)
+    if result is not None:
+        rows = result["rows"]
+        parts += ["## Beside their peers", *_words(result), "### In short", _short(rows), *_misses(rows)]
+    parts += [part for run in rounding for part in _rounding(run)]
+    if pairs is not None:
+        parts += _pairs(pairs)
+    if result is not None:
+        for op in dict.fromkeys(row["op"] for row in rows):
+            parts += [f"## {text(op)}", _op([row for row in rows if row["op"] == op])]
+        parts += _failures(rows)
     return "\n\n".join(parts) + "\n"
+
+
+def _rounding(result: Row) -> list[str]:
+    network = result["network"]
+    cells = [
+        [
+            code(run["norm"]),
+            text(", ".join(run["kernels"])),
+            f"{run['flips']} of {run['positions']}",
+            f"{run['flips'] / run['positions']:.2%}",
+            f"{run['logits_equal']:.1%}",
+        ]
+        for run in result["runs"]
+    ]
+    return [
+        f"## Why the order of rounding matters: {text(result['device'])}",
+        f"A toy transformer of {network['layers']} layers, hidden size {network['hidden']}, "
+        f"{text(network['weights'])}, random weights (seed {network['seed']}), {network['sequences']} sequences of "
+        f"{network['length']} tokens. Only its norms differ from those of the reference, {text(result['reference'])}. Counted are positions whose "
+        f"largest logit is another one. torch {result['versions']['torch']}, {result['date']}, "
+        f"{code(result['command'])}.",
+        table(["order", "kernels", "another argmax", "", "logits equal to the bit"], cells, right=(2, 3, 4)),
+    ]
+
+
+def _pairs(result: Row) -> list[str]:
+    cells = [
+        [text(row["shape"]), number(row["on_us"]), number(row["off_us"]), f"{row['off_over_on']:.3f}"]
+        for row in result["rows"]
+    ]
+    late = result["late_producers"]
+    count = sum(len(cases) for cases in late.values())
+    wrong = sum(word != "right" for cases in late.values() for word in cases.values())
+    return [
+        "## Programmatic dependent launch",
+        f"{text(result['what'])}, on {text(result['device'])}, driver {result['driver']}, {result['date']}, "
+        f"{code(result['command'])}. With producers that let their dependents start and write late, {count - wrong} of "
+        f"{count} cases are right.",
+        table(["M x H", "on, µs", "off, µs", "off / on"], cells, right=(1, 2, 3)),
+    ]
 
 
 def _words(result: Mapping[str, Any]) -> list[str]:
