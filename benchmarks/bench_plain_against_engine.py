@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,15 @@ def main() -> None:
             )  # fmt: skip
             torch.cuda.empty_cache()
     if args.out:
-        facts = {"device": detect(0).torch_name, "triton": triton.__version__, "shape": SHAPE.brief(), "rows": rows}
+        facts = {
+            "benchmark": "kernelmux's plain GEMMs beside the engines' own at the same tile",
+            "date": time.strftime("%Y-%m-%d"),
+            "command": "python benchmarks/bench_plain_against_engine.py --vllm-path V --sglang-path S --out FILE",
+            "device": detect(0).torch_name,
+            "triton": triton.__version__,
+            "shape": SHAPE.brief(),
+            "rows": rows,
+        }
         args.out.write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
 

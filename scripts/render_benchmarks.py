@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write docs/benchmarks.md and docs/reports/ from the measurements in benchmarks/results: no figure is typed by hand.
+"""Write docs/{benchmarks,small-ops}.md and docs/reports/ from benchmarks/results: no figure is typed by hand.
 
 python scripts/render_benchmarks.py            # write
 python scripts/render_benchmarks.py --check    # exit 1 when a committed file is not what the data says
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kernelmux.contracts.moe_shape import MoeShape
-from kernelmux.reports import tuning_files, tuning_output
+from kernelmux.reports import small_ops, tuning_files, tuning_output
 from kernelmux.reports.markdown import code, table, text
 from kernelmux.reports.tuning import Shipped
 from kernelmux.reports.words import number, seconds, signed
@@ -38,6 +38,8 @@ PAGE_OF = "qwen3-30b-a3b-tp2"  # the one report that is committed as HTML too
 OURS, VLLM = "kernelmux", "vllm"
 DEFAULT, PREDICTED = "kernelmux, default tiles", "kernelmux, predicted tiles"
 
+SMALL_OPS, PDL_PAIRS = "small-ops-h200.json", "pdl-h200.json"
+
 Row = Mapping[str, Any]
 
 
@@ -48,10 +50,21 @@ def load(name: str) -> Any:
 def outputs() -> dict[Path, str]:
     """Every file this script owns, with its content."""
     pipeline = load("fused-moe-h200.json")
-    made = {ROOT / "docs" / "benchmarks.md": benchmarks(pipeline)}
+    made = {
+        ROOT / "docs" / "benchmarks.md": benchmarks(pipeline),
+        ROOT / "docs" / "engine-tables.md": engine_tables.page(load, COMMAND),
+        ROOT / "docs" / "small-ops.md": small(),
+    }
     for shape in pipeline["shapes"]:
         made |= report(pipeline, shape)
     return made
+
+
+def small() -> str:
+    """The page of the small ops, of whatever has been measured."""
+    rounding = [load(path.name) for path in sorted(RESULTS.glob("rounding-order-*.json"))]
+    races, pairs = (load(name) if (RESULTS / name).exists() else None for name in (SMALL_OPS, PDL_PAIRS))
+    return small_ops.page(races, COMMAND, rounding, pairs)
 
 
 def report(pipeline: Mapping[str, Any], shape: Mapping[str, Any]) -> dict[Path, str]:
