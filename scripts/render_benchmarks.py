@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kernelmux.contracts.moe_shape import MoeShape
-from kernelmux.reports import small_ops, tuning_files, tuning_output
+from kernelmux.reports import engine_tables, small_ops, tuning_files, tuning_output
 from kernelmux.reports.markdown import code, table, text
 from kernelmux.reports.tuning import Shipped
 from kernelmux.reports.words import number, seconds, signed

@@ -36,8 +36,8 @@ def page(load: Load, command: str) -> str:
         f"{some['versions']['triton']}. No H100 was at hand. Each table was tuned on the engine's own kernel, loaded "
         "from its unpacked package (`kernelmux tune --format ... --engine-path ...`), and then run in that kernel "
         "beside the table the engine ships and the engine's default heuristic, all interleaved in one run "
-        "([bench_engine_tables.py](../benchmarks/bench_engine_tables.py)). A figure is up + down GEMM at one M; a gain is "
-        "time saved. The tables are in [examples/tables](../examples/tables).",
+        "([bench_engine_tables.py](../benchmarks/bench_engine_tables.py)). A figure is up + down GEMM at one M; a gain "
+        "is time saved. The tables are in [examples/tables](../examples/tables).",
         "Where an engine ships no table for this GPU, the one it ships for the H100 SXM was read as if it were this "
         "card's. The engine itself would have run its default there.",
         "## In short",
@@ -103,9 +103,12 @@ def _about(tuned: Run, run: Run) -> str:
 def _rows(run: Run) -> str:
     rows = []
     for row in sorted(run["rows"], key=lambda row: row["m"]):
-        us, cells = row["median_us"], [str(row["m"])]
-        for name in ("tuned", "shipped", "default"):
-            cells.append(number(us[name]) if name in us else text(row["failed"].get(name, "")))
+        us = row["median_us"]
+        times = [
+            number(us[name]) if name in us else text(row["failed"].get(name, ""))
+            for name in ("tuned", "shipped", "default")
+        ]
+        cells = [str(row["m"]), *times]
         for other in ("shipped", "default"):
             gain = row["gain_over"].get(other)
             cells.append(
