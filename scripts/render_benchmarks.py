@@ -53,7 +53,7 @@ def outputs() -> dict[Path, str]:
     made = {
         ROOT / "docs" / "benchmarks.md": benchmarks(pipeline),
         ROOT / "docs" / "engine-tables.md": engine_tables.page(load, COMMAND),
-        ROOT / "docs" / "small-ops.md": small(),
+        ROOT / "docs" / "small-ops-benchmarks.md": small(),
     }
     for shape in pipeline["shapes"]:
         made |= report(pipeline, shape)
