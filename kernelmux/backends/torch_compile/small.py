@@ -50,7 +50,7 @@ def _call(function: Callable[..., _Results], given: _Results, outs: _Results, *r
     if not given[0].numel():
         return
     if given[0].device.type == "cpu" and any(out is tensor for out in outs for tensor in given):
-        # Inductor's C++ fails on a row reduction whose result overwrites its input (torch 2.13: KeyError in its code generation).
+        # Inductor's C++ fails where a reduced row overwrites its input (torch 2.13: KeyError in its code generation).
         apart = tuple(torch.empty_like(out, memory_format=torch.contiguous_format) for out in outs)
         _call(function, given, apart, *rest)
         for out, result in zip(outs, apart, strict=True):

@@ -92,8 +92,8 @@ def as_call(op, call):
 @pytest.mark.parametrize("name", PLAIN)
 def test_opcheck_accepts_the_op(name, nth):
     op = OPS[name]
-    packet = getattr(km.ops, name)
-    assert packet is getattr(torch.ops.kernelmux, name)
+    getattr(km.ops, name)  # registers it
+    packet = getattr(torch.ops.kernelmux, name)
     args, keywords = as_call(op, list(calls(op, op.dtypes[0]))[nth])
     tests = ["test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
     if any(isinstance(a, torch.Tensor) and a.dtype == torch.float8_e4m3fn for a in args):
