@@ -15,7 +15,6 @@
 // PERSISTENT        blocks go on to further rows; PREFETCH: having asked for them before they finish these
 // NESTED            row r of x (and of second) lies at (r / inner) * outer + (r % inner) * stride
 // WEIGHT_EARLY      1: no kernel before this one writes the weight, which is therefore read before pdl_wait()
-// FAST_MATH         GATED: approximate exp and division
 #include "common.cuh"
 
 #define RMS 0
@@ -60,9 +59,6 @@
 #endif
 #ifndef WEIGHT_EARLY
 #define WEIGHT_EARLY 0
-#endif
-#ifndef FAST_MATH
-#define FAST_MATH 0
 #endif
 
 constexpr Cache ORDERED = static_cast<Cache>(16);
@@ -199,15 +195,11 @@ DEVICE void widen(const Chunk& from, float (&to)[E]) {
 // z * sigmoid(z). fp32 divides exactly; for 16-bit types the reciprocal is improved to the last place of fp32, which
 // spares the branch of a full division. A denominator beyond 2^126 gives 0.
 DEVICE float silu(float z) {
-#if FAST_MATH
-  return __fdividef(z, 1.0f + __expf(-z));
-#else
   const float denominator = 1.0f + expf(-z);
   if constexpr (sizeof(T) == 4) return z / denominator;
   const float finite = fminf(denominator, 3.4028234e38f);
   const float reciprocal = approximate_reciprocal(finite);
   return z * fmaf(reciprocal, fmaf(-finite, reciprocal, 1.0f), reciprocal);
-#endif
 }
 
 // What is normalised, and held until its row's sum is known: bits of T where that loses nothing, else fp32.
@@ -255,8 +247,14 @@ DEVICE float squares(const Held& held) {
   return even + odd;
 }
 
-// As torch does it: the mean is the sum times the reciprocal of the count.
-DEVICE float scale_of(float sum, float eps) { return rsqrtf(__fadd_rn(__fmul_rn(sum, 1.0f / HIDDEN), eps)); }
+// As torch does it: the mean is the sum times the reciprocal of the count. rsqrtf is right to two units in the last
+// place, which fp32 alone can tell: there it is improved.
+DEVICE float scale_of(float sum, float eps) {
+  const float mean = __fadd_rn(__fmul_rn(sum, 1.0f / HIDDEN), eps), scale = rsqrtf(mean);
+  if constexpr (sizeof(T) == 2) return scale;
+  const float better = fmaf(0.5f * scale, fmaf(-mean * scale, scale, 1.0f), scale);
+  return better < 3.0e38f && scale > 0.0f ? better : scale;
+}
 
 DEVICE Chunk weigh(const Held& held, float scale, const Chunk& weight) {
   float v[E], w[E];
