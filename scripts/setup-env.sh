@@ -105,6 +105,21 @@ install_cpu_torch() {
   say "without a GPU: going on without torch. Deciding and 'tune --offline' work; tests that run kernels are skipped."
 }
 
+# CuPy and NVRTC, which compile the CUDA kernels, here and without a GPU: of the CUDA generation of torch. An installed
+# CuPy is kept, since two of them cannot live together.
+install_cupy() {
+  local extra=cuda12
+  [ "$(uname -s)" = Linux ] || return 0
+  if "$venv/bin/python" -c 'import cupy_backends' >/dev/null 2>&1; then
+    say "CuPy is already in $venv"
+    return
+  fi
+  "$venv/bin/python" -c 'import torch; assert torch.version.cuda.startswith("13")' >/dev/null 2>&1 && extra=cuda13
+  say "CuPy and NVRTC ($extra)"
+  pip install -qq --editable ".[$extra]" ||
+    say "they cannot be had here: the CUDA kernels cannot be compiled, and the tests that compile them fail."
+}
+
 stamp="$venv/.kernelmux-stamp"
 fingerprint="$(cat pyproject.toml scripts/setup-env.sh | cksum) torch=$want_torch"
 if [ -x "$venv/bin/kernelmux" ] && [ "$(cat "$stamp" 2>/dev/null || true)" = "$fingerprint" ]; then
@@ -144,6 +159,7 @@ else
 fi
 say "kernelmux and its tools"
 pip install -qq --editable ".[dev]"
+install_cupy
 printf '%s' "$fingerprint" >"$stamp"
 "$venv/bin/python" - >&2 <<'PY'
 from importlib.metadata import PackageNotFoundError, version
@@ -153,5 +169,6 @@ def of(name):
         return version(name)
     except PackageNotFoundError:
         return "none"
-print(f"setup-env: ready: Python {platform.python_version()}, triton {of('triton')}, torch {of('torch')}")
+cupy = next((found for name in ("cupy-cuda12x", "cupy-cuda13x") if (found := of(name)) != "none"), "none")
+print(f"setup-env: ready: Python {platform.python_version()}, triton {of('triton')}, torch {of('torch')}, cupy {cupy}")
 PY

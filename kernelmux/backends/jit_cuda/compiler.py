@@ -114,8 +114,8 @@ def compile_read(
             try:
                 nvrtc.compileProgram(program, given)
             except nvrtc.NVRTCError as error:
-                raise _failure(source, kernel, defines, arch, nvrtc.getProgramLog(program) or str(error)) from None
-            log, code = nvrtc.getProgramLog(program), whole(nvrtc.getCUBIN(program))
+                raise _failure(source, kernel, defines, arch, _said(nvrtc, program) or str(error)) from None
+            log, code = _said(nvrtc, program), whole(nvrtc.getCUBIN(program))
         finally:
             nvrtc.destroyProgram(program)
     usage = dict(_USAGE.findall(log)).get(kernel)
@@ -130,6 +130,11 @@ def compile_read(
         shared_bytes=_count(usage, r"(\d+) bytes smem"),
         log=_QUIET.sub("", log).strip(),
     )
+
+
+def _said(nvrtc: Any, program: Any) -> str:
+    """The log, without the NUL that ends it in C."""
+    return str(nvrtc.getProgramLog(program)).strip("\0")
 
 
 def whole(code: bytes) -> bytes:
