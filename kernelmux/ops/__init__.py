@@ -44,5 +44,5 @@ def _function(op: Op) -> Callable[..., Any]:
 
 def ready(name: str) -> None:
     """Register the op, so that calls of it also run after ``freeze()``; for ``km.warmup()``."""
-    if name not in globals():
+    if name not in globals() and name in registry().names():
         __getattr__(name)

@@ -46,9 +46,9 @@ def register(op: Op, namespace: str = NAMESPACE) -> Callable[..., Any]:
     overloads = packet.overloads()
     for overload in overloads:
         qualified = op.name if overload == "default" else f"{op.name}.{overload}"
-        kernel = face.make(overload, written[overload](signature), _below(calls, calls.below, overload))
+        kernel = face.make(overload, written[overload](signature), _around(calls, calls.below, calls.dispatched))
         library.impl(qualified, kernel, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{NAMESPACE}::{qualified}", fake[overload], lib=library)
+        torch.library.register_fake(f"{namespace}::{qualified}", fake[overload], lib=library)
     _libraries.append(library)
     around = {"default": packet.default}
     if op.outs:
@@ -77,10 +77,6 @@ def _around(calls: Calls, tables: Tables, otherwise: Callable[..., Any]) -> dict
         "into": tables.into.get,
         "otherwise": otherwise,
     }
-
-
-def _below(calls: Calls, tables: Tables, overload: str) -> dict[str, Any]:
-    return _around(calls, tables, calls.dispatched)
 
 
 def _fakes(op: Op, calls: Calls, names: tuple[str, ...]) -> dict[str, Callable[..., Any]]:

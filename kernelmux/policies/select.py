@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from kernelmux.device import Device, resolve_device
-from kernelmux.errors import BadShape, DeviceNotFound, NoKernel, StoreError, UsageError
+from kernelmux.errors import BadShape, DeviceNotFound, MissingPackage, NoKernel, StoreError, UsageError
 from kernelmux.policies.policy import Policy
 from kernelmux.policies.resolve import Explicit, check_backend, resolve
 from kernelmux.policies.selection import Selection
@@ -225,12 +225,15 @@ def _device(spec: Any) -> Device:
     frozen.guard(f"look up the device {text or 'of this machine'}")
     if spec is None:
         try:
-            return resolve_device("cuda")
+            found = resolve_device("cuda")
         except DeviceNotFound:
             return resolve_device("cpu")
-    found = resolve_device(spec)
+    else:
+        found = resolve_device(spec)
     if not _follows_current(spec):
         _devices[str(text)] = found
+    elif found.live and found.index is not None:
+        _devices.setdefault(f"cuda:{found.index}", found)  # what tensors there call it
     return found
 
 
@@ -383,6 +386,7 @@ def warmup(*targets: Selection | str | Mapping[str, Any], ms: Iterable[int] = ()
         else:
             raise UsageError(f"warmup takes Selections, op names or mappings with an op; {target!r} is none of them.")
         selection.warm()
+        _ready(selection.op.name)
         if selection.configs is not None:
             for count in counts:
                 selection.config_at(count)
@@ -390,6 +394,14 @@ def warmup(*targets: Selection | str | Mapping[str, Any], ms: Iterable[int] = ()
             load(selection.declaration.warmup, f"warming {selection.kernel}")(selection, counts)
         selections.append(selection)
     return selections
+
+
+def _ready(op: str) -> None:
+    """Make ``km.ops.<op>`` itself; without torch there is none to make."""
+    try:
+        load("kernelmux.ops:ready")(op)
+    except MissingPackage:
+        return
 
 
 def freeze() -> None:

@@ -218,6 +218,8 @@ class Selection(Value):
         self._bind()
         if self.declaration.prepare is not None:
             load(self.declaration.prepare, f"preparing weights for {self.kernel}")
+        if self.declaration.bind is not None:
+            load(self.declaration.bind, f"running {self.kernel}")
 
     def __call__(self, x: Any, weights: Any = None, **op_args: Any) -> Any:
         """Run the kernel on ``x`` with the weights ``prepare`` gave, at the configuration for this call's tokens.
