@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
+from ..errors import BadShape, UsageError
 from ..policies.select import asked, select_backend, variables
 from ..registry import Op, epoch
 from ..registry.lazy import load
@@ -88,8 +88,8 @@ class Calls:
         if given and len(given) < len(outs):
             raise self.partly()
         tensors = self._tensors(arguments) + given
-        scalars = zip(self.signature.arguments, arguments, strict=True)
-        if not all(argument.is_tensor or argument.plain(value) for argument, value in scalars) or not is_plain(tensors):
+        pairs = zip(self.signature.arguments, arguments, strict=True)
+        if not all(argument.plain(value) for argument, value in pairs) or not is_plain(tensors):
             assert self.dispatcher is not None
             return self.dispatcher(*arguments, *outs)
         return self._run(self.eager, arguments, given)
@@ -104,9 +104,16 @@ class Calls:
         names = self.op.outs
         return UsageError(f"{self.op.name} writes {' and '.join(names)}: give all of them or none.")
 
-    def refuse_gradient(self, arguments: Sequence[Any], outs: Sequence[Any] = ()) -> None:
-        """Raise UsageError where autograd would have to record the call: no op has a gradient formula."""
+    def admit(self, arguments: Sequence[Any], outs: Sequence[Any] = ()) -> None:
+        """Raise for what no check of an op looks at: BadShape for a tensor left out, UsageError for a gradient.
+
+        torch's dispatcher takes None for any tensor. No op has a gradient formula, so a call that autograd would have
+        to record is refused.
+        """
         tensors = (*self._tensors(tuple(arguments)), *outs)
+        for argument, tensor in zip(self.signature.tensors, tensors, strict=False):
+            if tensor is None and not argument.optional:
+                raise BadShape(f"{self.op.name}: {argument.name} must be a tensor, not None.")
         if not needs_gradient(tensors):
             return
         names = (*(argument.name for argument in self.signature.tensors), *self.op.outs)
@@ -123,7 +130,7 @@ class Calls:
         return tuple(value for argument, value in pairs if argument.is_tensor)
 
     def _run(self, tables: Tables, arguments: tuple[Any, ...], outs: tuple[Any, ...]) -> Any:
-        self.refuse_gradient(arguments, outs)
+        self.admit(arguments, outs)
         tensors = self._tensors(arguments)
         table = tables.of(asked(self.variables))[1 if outs else 0]
         key = face.key_of(self.signature, arguments)

@@ -40,8 +40,10 @@ class Argument:
         return _PYTHON.get(self.kind, self.kind) + (" | None" if self.optional else "")
 
     def plain(self, value: Any) -> bool:
-        """Whether torch's dispatcher would take this value of a scalar without converting it by rules of its own."""
-        return type(value) in _ACCEPTED.get(self.kind, ()) or (self.optional and value is None)
+        """Whether torch's dispatcher would take this value, without converting it by rules of its own."""
+        if value is None:
+            return self.optional
+        return isinstance(value, torch.Tensor) if self.is_tensor else type(value) in _ACCEPTED.get(self.kind, ())
 
     def settled(self, value: Any) -> Any:
         """The value as the dispatcher hands it on: a float where the schema says so."""

@@ -88,7 +88,7 @@ def _fakes(op: Op, calls: Calls, names: tuple[str, ...]) -> dict[str, Callable[.
 
     def settle(args: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
         given = {**defaults, **dict(zip(names, args, strict=False)), **keywords}
-        calls.refuse_gradient([given[name] for name in names], [given[out] for out in op.outs if out in given])
+        calls.admit([given[name] for name in names], [given[out] for out in op.outs if out in given])
         return given
 
     def default(*args: Any, **keywords: Any) -> Any:
