@@ -59,7 +59,7 @@ def candidates(m: int, n: int, k: int, capability: tuple[int, int]) -> Iterator[
     hopper = capability == (9, 0)
     room = {(8, 0): 163, (9, 0): 227}.get(capability, 99) * 1024
     pdls = (False, True) if hopper else (False,)
-    splits = [s for s in (1, 2, 3, 4, 6, 8, 16) if s <= most_split(k)]
+    splits = [s for s in (1, 2, 3, 4, 8) if s <= most_split(k)]
     found: set[Nvfp4Tile] = set()
     if m <= 64:
         block_m = 16 if m <= 16 else (32 if m <= 32 else 64)
@@ -69,7 +69,7 @@ def candidates(m: int, n: int, k: int, capability: tuple[int, int]) -> Iterator[
                     ctas = -(-n // block_n) * split
                     if not 100 <= ctas <= 1200:
                         continue
-                    for pdl in pdls if split > 1 else (False,):
+                    for pdl in pdls if split == 2 else (hopper and split > 1,):
                         found.add(Nvfp4Tile(block_n, block_m, 64, 0, split, warps, stages, pdl))
     else:
         for block_n, block_m, block_j, warps, stages, group in (

@@ -14,6 +14,7 @@ import torch
 from ...errors import BadShape, UsageError
 from . import jit_guard
 from . import nvfp4_weight_only_kernels as kernels
+from .nvfp4_arguments import gemm_arguments
 from .nvfp4_planes import PlanesWeights, prepare
 from .nvfp4_rules import Nvfp4Tile, heuristic, most_split
 from .nvfp4_shape import CHUNK, WORDS
@@ -21,7 +22,7 @@ from .nvfp4_shape import CHUNK, WORDS
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["PlanesWeights", "decode_rows", "gemm_arguments", "prepare", "run"]
+__all__ = ["PlanesWeights", "decode_rows", "prepare", "run"]
 
 _DTYPES = (torch.bfloat16, torch.float16)
 _OUTPUTS = (torch.bfloat16, torch.float16, torch.float32)
@@ -98,31 +99,6 @@ def launch(x: Tensor, weights: PlanesWeights, out: Tensor, tile: Nvfp4Tile) -> N
             parts, weights.factor, out, m * n, n, out.stride(0),
             SPLIT=tile.split, BLOCK=SUM_BLOCK, PDL=tile.pdl, num_warps=4, **more,
         )  # fmt: skip
-
-
-def gemm_arguments(
-    tile: Nvfp4Tile,
-    x: Any,
-    words: Any,
-    scales: Any,
-    factor: Any,
-    out: Any,
-    *,
-    m: int,
-    n: int,
-    k: int,
-    rows: int,
-    strides: tuple[int, int],  # x rows, out rows; in elements
-) -> tuple[tuple[Any, ...], dict[str, Any], tuple[int, int]]:
-    """Positional and keyword arguments and the grid of one ``nvfp4_weight_only_gemm``, to launch or to compile."""
-    args = (x, words, scales, factor, out, m, n, k, rows, most_split(k), *strides)
-    kwargs = dict(
-        BLOCK_N=tile.block_n, BLOCK_M=tile.block_m, BLOCK_J=tile.block_j, GROUP_M=tile.group_m, PARTS=tile.split > 1,
-        EVEN_K=k % CHUNK == 0, FEW=tile.block_m <= 32, PDL=tile.pdl and tile.split > 1,
-        num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
-    tiles = -(-n // tile.block_n) * -(-m // tile.block_m)
-    return args, kwargs, (tiles, tile.split)
 
 
 def decode_rows(weights: PlanesWeights, out: Tensor, first: int = 0) -> Tensor:
