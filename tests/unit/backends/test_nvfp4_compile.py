@@ -55,7 +55,7 @@ def test_the_chosen_launches_compile_without_spills_and_without_moving_the_decod
         assert decodes in (
             4,
             5,
-        )  # one a plane (and what lets the next kernel start), in the layout of the MMA's operand:
+        )  # one a plane (and one that lets the next kernel start), in the MMA's layout:
         assert conversions <= 1  # only the output changes its layout
 
 
