@@ -9,9 +9,6 @@ what a launch would look for in Triton's cache: nothing is guessed twice.
 from __future__ import annotations
 
 import hashlib
-import re
-import subprocess
-import tempfile
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +20,7 @@ from ...tuning_configs.tile import Tile
 from .moe_source import source_hash
 from .moe_variant import FUSED, MoeVariant
 from .plain_launch import Gemm, Launch, launch_of
+from .stand_in import DType, StandIn, StandInDriver, resources
 
 __all__ = ["Compiled", "compile_gemm", "compile_tile", "resources", "source_hash"]
 
@@ -38,50 +36,7 @@ class Compiled:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class _DType:
-    name: str
-    itemsize: int
-    is_floating_point: bool = True
-
-    def __str__(self) -> str:
-        return f"torch.{self.name}"
-
-
-class _StandIn:
-    """What Triton's launcher asks of a tensor: its dtype, and whether its address is a multiple of 16 (it is)."""
-
-    def __init__(self, dtype: _DType):
-        self.dtype = dtype
-
-    @staticmethod
-    def data_ptr() -> int:
-        return 0
-
-    @staticmethod
-    def ptr_range() -> int:
-        return 1 << 40  # weights pass 2 GB; only ROCm specialises on this
-
-
-_INT32, _FLOAT32 = _StandIn(_DType("int32", 4, False)), _StandIn(_DType("float32", 4))
-
-
-class _StandInDriver:
-    """A driver that knows its target and nothing else: no GPU is touched."""
-
-    def __init__(self, target: Any):
-        self._target = target
-
-    def get_current_target(self) -> Any:
-        return self._target
-
-    @staticmethod
-    def get_current_device() -> int:
-        return 0
-
-    @staticmethod
-    def get_current_stream(device: int) -> int:
-        return 0
+_INT32, _FLOAT32 = StandIn(DType("int32", 4, False)), StandIn(DType("float32", 4))
 
 
 def compile_gemm(
@@ -94,7 +49,7 @@ def compile_gemm(
     import triton
     from triton.backends.compiler import GPUTarget
 
-    triton.runtime.driver.set_active(_StandInDriver(GPUTarget("cuda", capability.sm, 32)))
+    triton.runtime.driver.set_active(StandInDriver(GPUTarget("cuda", capability.sm, 32)))
     if variant.structure == "fused":
         launch = _fused(shape, side, tile, direct)
     else:
@@ -106,7 +61,7 @@ def compile_gemm(
 def _fused(shape: MoeShape, side: str, tile: Tile, direct: bool) -> Launch:
     from . import moe_kernels, moe_launch
 
-    element = _StandIn(_DType(shape.dtype, shape.element_bytes))
+    element = StandIn(DType(shape.dtype, shape.element_bytes))
     columns, depth = shape.gemm(side)
     args, kwargs, grid = moe_launch.gemm_arguments(
         shape, side, tile, a=element, b=element, c=element, pair_weights=_FLOAT32, topk_ids=_INT32, expert_map=None,
@@ -119,8 +74,8 @@ def _fused(shape: MoeShape, side: str, tile: Tile, direct: bool) -> Launch:
 
 def _plain(shape: MoeShape, side: str, tile: Tile, capability: Capability, direct: bool, variant: MoeVariant) -> Launch:
     quant = variant.quant
-    element = _StandIn(_DType(shape.dtype, shape.element_bytes))
-    stored = _StandIn(_DType("float8_e4m3fn", 1) if quant.fp8 else _DType("int8", 1, False))
+    element = StandIn(DType(shape.dtype, shape.element_bytes))
+    stored = StandIn(DType("float8_e4m3fn", 1) if quant.fp8 else DType("int8", 1, False))
     gemm = Gemm(
         a=stored if quant.quantizes_activations else element, b=element if quant.dtype is None else stored, c=element,
         a_scale=_FLOAT32 if quant.quantizes_activations else None, b_scale=None if quant.dtype is None else _FLOAT32,
@@ -153,19 +108,3 @@ def compile_tile(
         sha256=hashlib.sha256(cubin).hexdigest(),
         seconds=time.perf_counter() - start,
     )
-
-
-def resources(cubin: bytes) -> tuple[int, int]:
-    """(registers, stack bytes) per thread of the one kernel in ``cubin``, as cuobjdump reports them."""
-    from triton import knobs
-
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        said = subprocess.run(
-            [knobs.nvidia.cuobjdump.path, "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", said)
-    if not found:
-        raise RuntimeError(f"cuobjdump -res-usage printed no REG and STACK: {said[:200]!r}")
-    return int(found[1]), int(found[2])
