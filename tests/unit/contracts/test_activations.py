@@ -7,10 +7,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch runs the references")
 
 import kernelmux as km  # noqa: E402
+from kernelmux.backends.torch import activations as torch_activations  # noqa: E402
 from kernelmux.contracts import activations, activations_math  # noqa: E402
+from kernelmux.contracts.activation_table import Activation  # noqa: E402
 from kernelmux.errors import BadShape  # noqa: E402
 from kernelmux.quant import Scheme  # noqa: E402
 from kernelmux.registry import Problem  # noqa: E402
+from kernelmux.registry.lazy import load  # noqa: E402
 
 
 def silu(v):
@@ -102,7 +105,64 @@ def test_an_argument_that_does_not_fit_is_named(op, x, words):
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("op", "call", "words"),
+    [
+        ("silu_and_mul", dict(x=torch.zeros(2, 8), out=torch.zeros(2, 8)), "silu_and_mul: out must be [2, 4] float32"),
+        ("relu2", dict(x=torch.zeros(2, 8), out=torch.zeros(2, 8).half()), "relu2: out must be [2, 8] float32; got"),
+        ("gelu_and_mul", dict(x=torch.zeros(2, 8), out=torch.zeros(4, 2).T), "of out must be contiguous"),
+        ("silu_and_mul_fp8", dict(x=torch.zeros(2, 192)), "H=96, half the last size of x, must be a multiple of 128"),
+        ("silu_and_mul_fp8", dict(x=torch.zeros(2, 512), scale_out=torch.zeros(2, 1)), "scale_out must be [2, 2]"),
+        ("silu_and_mul_fp8", dict(x=torch.zeros(2, 257)), "odd last size"),
+    ],
+)  # fmt: skip
+def test_an_out_that_does_not_fit_is_named(op, call, words):
+    with pytest.raises(BadShape) as error:
+        getattr(activations_math, f"check_{op}")(**call)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("kernel", ["silu_and_mul[torch]", "gelu_and_mul[torch, cast_before_mul]", "relu2[torch]"])
+def test_results_are_written_where_they_are_wanted(kernel):
+    op = kernel.partition("[")[0]
+    x = torch.randn(6, 64).bfloat16()
+    run = km.select_backend(op, device="cpu", dtype="bfloat16", backend=f"kernelmux.{kernel}")
+    want = run(x)
+    buffer = torch.zeros(6, 80).bfloat16()
+    out = buffer[:, : want.shape[1]]
+    assert run(x, out=out) is out and torch.equal(out, want) and not buffer[:, want.shape[1] :].any()
+    if op == "relu2":
+        assert run(x, out=x) is x and torch.equal(x, want)
+
+
+def test_no_other_name_is_made_up():
+    for name in ("cosh_reference", "check_cosh", "silu_and_mul", "silu_and_mul_fp32_mul"):
+        with pytest.raises(AttributeError):
+            getattr(activations_math, name)
+
+
+def test_one_line_and_its_formula_are_an_activation(monkeypatch):
+    """What the framework makes of another line; its row in the registry is given by hand here."""
+    line = Activation("swish2_and_mul", True, "silu(2 * gate) * up")
+    op = activations._op(line)
+    monkeypatch.setitem(activations_math.FORMULAS, line.name, lambda gate: torch.nn.functional.silu(2 * gate))
+    monkeypatch.setitem(activations_math.IS_GATED, line.name, line.gated)
+    x = torch.randn(4, 32)
+    gate, up = x.chunk(2, dim=-1)
+    want = 2 * gate * torch.sigmoid(2 * gate) / 2 * up
+    torch.testing.assert_close(load(op.reference)(x) / 2, want)
+    assert (
+        load(op.meta)(x.to("meta")).shape == (4, 16)
+        and op.summary == "silu(2 * gate) * up, for x [..., 2H] = [gate, up]"
+    )
+    with pytest.raises(BadShape, match="swish2_and_mul takes x"):
+        load(op.check)(torch.zeros(3))
+    torch.testing.assert_close(torch_activations.swish2_and_mul_fp32_mul(x) / 2, want)
+
+
 def test_work_counts_what_must_move():
     problem = Problem("silu_and_mul", Scheme.of(None), "float16", {"M": 10, "H": 64})
     assert activations.gated_work(problem).bytes == 2 * 3 * 640
     assert activations.unary_work(problem).bytes == 2 * 2 * 640
+    wide = problem.but(op="silu_and_mul_fp8", shape={"M": 10, "H": 256})
+    assert activations.silu_and_mul_fp8_work(wide).bytes == 2 * 2 * 2560 + 2560 + 4 * 10 * 2

@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch", reason="torch runs the references")
 
 import kernelmux as km  # noqa: E402
 from kernelmux.contracts import norms, norms_math  # noqa: E402
+from kernelmux.contracts.tensor_checks import row_stride  # noqa: E402
 from kernelmux.errors import BadShape, NoKernel  # noqa: E402
 from kernelmux.quant import Scheme  # noqa: E402
 from kernelmux.registry import Problem  # noqa: E402
@@ -178,6 +179,7 @@ def test_a_row_slice_of_a_larger_buffer_is_taken():
 
 
 T = torch.zeros
+ONE = T(2, 8)
 BAD = [
     ("rms_norm", dict(x=T(()), weight=T(1)), "x [..., H]"),
     ("rms_norm", dict(x=T(2, 0), weight=T(0)), "H of at least 1"),
@@ -192,6 +194,22 @@ BAD = [
     ("gated_rms_norm", dict(x=T(2, 8), z=T(2, 8).half(), weight=T(8)), "z must be like x"),
     ("gated_rms_norm", dict(x=T(2, 8), z=T(2, 8), weight=T(8), n_groups=3), "n_groups=3 must divide H=8"),
     ("gated_rms_norm", dict(x=T(2, 8), z=T(2, 8), weight=T(8), n_groups=0), "n_groups=0"),
+    ("rms_norm", dict(x=T(2, 8), weight=T(8), weight_bias=0.5), "weight_bias=0.5 must be 0"),
+    ("rms_norm", dict(x=T(2, 8), weight=T(8), out=T(2, 9)), "out must be [2, 8] float32; got [2, 9]"),
+    ("rms_norm", dict(x=T(2, 8), weight=T(8), out=T(2, 8).half()), "out must be [2, 8] float32; got [2, 8] float16"),
+    ("rms_norm", dict(x=T(2, 8), weight=T(8), out=T(2, 8, device="meta")), "out is on meta and x on cpu"),
+    ("rms_norm", dict(x=T(2, 8), weight=T(8), out=T(8, 2).T), "the last dimension of out must be contiguous"),
+    ("rms_norm", dict(x=T(2, 8), weight=T(8), out=T(1, 8).expand(2, 8)), "at least 8, not strides [0, 1]"),
+    ("rms_norm", dict(x=T(2, 3, 8), weight=T(8), out=T(3, 2, 8).transpose(0, 1)), "must lie at one stride"),
+    ("fused_add_rms_norm", dict(x=T(2, 8), residual=T(2, 8), weight=T(8), residual_out=T(8)), "residual_out must be"),
+    ("fused_add_rms_norm", dict(x=T(2, 8), residual=T(2, 8), weight=T(8), out=ONE, residual_out=ONE), "are one"),
+    ("gated_rms_norm", dict(x=T(2, 8), z=T(2, 8), weight=T(8), out=T(8)), "gated_rms_norm: out must be [2, 8]"),
+    ("rms_norm_fp8", dict(x=T(2, 8), weight=T(8), scale=T(2)), "scale must be one float32 number, [] or [1]"),
+    ("rms_norm_fp8", dict(x=T(2, 8), weight=T(8), scale=T(1).half()), "got [1] float16"),
+    ("rms_norm_fp8", dict(x=T(2, 8), weight=T(8), scale=T(1, device="meta")), "scale is on meta and x on cpu"),
+    ("rms_norm_fp8", dict(x=T(2, 8), weight=T(8), out=T(2, 8)), "out must be [2, 8] float8_e4m3fn; got [2, 8] float32"),
+    ("rms_norm_fp8", dict(x=T(2, 8), weight=T(8), scale_out=T(2)), "scale_out must be [2, 1] float32; got [2]"),
+    ("rms_norm_fp8", dict(x=T(2, 8), weight=T(8), scale=T(()), scale_out=T(1)), "scale_out must be [] float32"),
 ]  # fmt: skip
 
 
@@ -203,9 +221,69 @@ def test_an_argument_that_does_not_fit_is_named(op, call, words):
     assert words in str(error.value)
 
 
+OUTS = [
+    T(4, 16)[:, 8:],  # a slice of rows
+    T(4, 8),
+    T(2, 4, 8)[1],
+    T(8, 8)[::2],
+]
+
+
+@pytest.mark.parametrize("out", OUTS)
+def test_an_out_may_be_a_slice_of_rows(out):
+    norms_math.check_rms_norm(T(4, 8), T(8), out=out)
+    norms_math.check_rms_norm(T(2, 2, 8), T(8), out=T(2, 2, 16)[..., :8])
+
+
+def test_rows_are_counted_over_every_leading_dimension():
+    heads = T(2, 3, 40)[..., :32].view(2, 3, 4, 8)  # the queries of a fused QKV
+    assert row_stride(heads) is None
+    assert row_stride(T(2, 3, 8)) == 8 and row_stride(T(2, 3, 16)[..., :8]) == 16
+    assert row_stride(T(2, 6, 8)[:, ::2]) == 16 and row_stride(T(2, 5, 8)[:, ::2]) is None
+    assert row_stride(T(2, 3, 8).transpose(0, 1)) is None
+    assert row_stride(T(8)) == row_stride(T(1, 1, 8)) == 0 and row_stride(T(1, 5, 8)[:, 1:3]) == 8
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_gemmas_weight_is_one_more_in_fp32(order):
+    x, weight = X.bfloat16(), (0.1 * WEIGHT).bfloat16()
+    got = chosen("rms_norm", order)(x, weight, eps=1e-6, weight_bias=1.0)
+    normal = norms_math.normalise(x, 1e-6)
+    if order == "cast_before_mul":
+        normal = normal.bfloat16().float()
+    assert torch.equal(got, (normal * (1 + weight.float())).bfloat16())
+    in_bf16 = (normal * (1 + weight).float()).bfloat16()
+    assert (got != in_bf16).any(), "1 + w in bf16 would lose the weight's last places"
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_results_are_written_where_they_are_wanted(order):
+    x, weight = X[:6].bfloat16(), WEIGHT.bfloat16()
+    run = chosen("rms_norm", order)
+    want, buffer = run(x, weight), torch.zeros(6, 2048, dtype=torch.bfloat16)
+    out = buffer[:, 1024:]
+    assert run(x, weight, out=out) is out and torch.equal(out, want) and not buffer[:, :1024].any()
+    same = x.clone()
+    assert run(same, weight, out=same) is same and torch.equal(same, want)
+    gated = chosen("gated_rms_norm", order)
+    z = Z[:6].bfloat16()
+    want, same = gated(x, weight, z=z, n_groups=4), x.clone()
+    assert torch.equal(gated(same, weight, z=z, n_groups=4, out=same), want)
+
+
+@pytest.mark.parametrize("kept", ["residual_rounded", "residual_fp32"])
+def test_fused_add_in_place(kept):
+    x, residual, weight = X[:6].bfloat16(), (4 * RESIDUAL[:6]).bfloat16(), WEIGHT.bfloat16()
+    run = chosen("fused_add_rms_norm", kept)
+    want = run(x, weight, residual=residual)
+    run(x, weight, residual=residual, out=x, residual_out=residual)
+    assert torch.equal(x, want[0]) and torch.equal(residual, want[1])
+
+
 def test_work_counts_what_must_move():
     problem = Problem("rms_norm", Scheme.of(None), "bfloat16", {"M": (1, 10), "H": 64})
     assert norms.rms_norm_work(problem).bytes == 2 * (2 * 10 + 1) * 64
     assert norms.fused_add_rms_norm_work(problem).bytes == 2 * (4 * 10 + 1) * 64
     assert norms.gated_rms_norm_work(problem.but(dtype="float32")).bytes == 4 * (3 * 10 + 1) * 64
     assert Fraction(norms.rms_norm_work(problem).flops) == 4 * 640
+    assert norms.rms_norm_fp8_work(problem).bytes == 2 * 11 * 64 + 640 + 4 * 10
