@@ -6,7 +6,7 @@
 //
 //   DTYPE   bf16, fp16, fp32      ACT     a name of formulas.cuh     GATED   1: [gate, up], 0: unary
 //   ROUNDS  1: the product is rounded; 2: the activated gate is, then the product
-//   ACCESS_BYTES   x, out, up and every row are aligned to it        UNROLL    MEMORY   STREAM, KEEP
+//   ACCESS_BYTES   x, out, up and every row are aligned to it        UNROLL    LOADS, STORES   KEEP or STREAM
 #include "common.cuh"
 #include "formulas.cuh"
 #include "together.cuh"
@@ -40,22 +40,24 @@ activation(const DTYPE* x, DTYPE* out, u32 accesses, u32 per_row, u32 magic, u32
       else if constexpr (COUNT > 1) together<COUNT>(gate, nothing);
 #pragma unroll
       for (int u = 0; u < COUNT; ++u) {
-        float value[N];
+        float value[N], factor[N];
+        widen(gate[u], value);
+        if constexpr (GATED) widen(up[u], factor);
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-          value[i] = ACT::of<DTYPE>(to_float(gate[u].v[i]));
+          value[i] = ACT::of<DTYPE>(value[i]);
           if constexpr (GATED) {
             if constexpr (ROUNDS == 2) value[i] = round_to<DTYPE>(value[i]);
-            value[i] *= to_float(up[u].v[i]);
+            value[i] *= factor[i];
           }
         }
-        store<MEMORY>(at[u].to, from_floats<DTYPE, N>(value));
+        store<STORES>(at[u].to, from_floats<DTYPE, N>(value));
       }
     };
     auto start = [&](Part& gate, Part& up, Place& at, u32 n) {
       at = place(n);
-      gate = load<N, MEMORY>(at.from);
-      if constexpr (GATED) up = load<N, MEMORY>(at.from + to_up);
+      gate = load<N, LOADS>(at.from);
+      if constexpr (GATED) up = load<N, LOADS>(at.from + to_up);
     };
     if (UNROLL > 1 && first + turn <= accesses) {  // every access of every thread of the block is there
       Part gate[UNROLL], up[UNROLL];

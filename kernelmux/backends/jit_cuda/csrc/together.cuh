@@ -51,3 +51,22 @@ DEVICE void together(PART (&a)[COUNT], const PART (&b)[COUNT], u32 nothing) {
 #pragma unroll
   for (int u = 0; u < COUNT; ++u) mix(a[u], all);
 }
+
+// Elements in fp32. Of two bf16 in a word each is one instruction away.
+template <int N>
+DEVICE void widen(const Vec<bf16, N>& from, float (&to)[N]) {
+  if constexpr (N == 1) {
+    to[0] = to_float(from.v[0]);
+  } else {
+    const u32* words = reinterpret_cast<const u32*>(&from);
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) {
+      to[2 * i] = __uint_as_float(words[i] << 16);
+      to[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+  }
+}
+template <typename T, int N>
+DEVICE void widen(const Vec<T, N>& from, float (&to)[N]) {
+  to_floats(from, to);
+}
