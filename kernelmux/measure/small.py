@@ -117,9 +117,9 @@ class _Runner:
 class SmallStand:
     """Races on one GPU. The GPU must be idle otherwise."""
 
-    def __init__(self, device: Device):
+    def __init__(self, device: Device, place: torch.device | None = None):
         self.device = device
-        self.place = torch.device("cuda", device.index or 0)
+        self.place = place or torch.device("cuda", device.index or 0)
         torch.cuda.set_device(self.place)
         self._wash = torch.ones(L2_TURNS * max(device.l2_bytes, 1 << 20) // 4, device=self.place)
         self._sink = torch.empty((), device=self.place)
