@@ -42,6 +42,16 @@ HIDDEN = (1, 7, 128, 2688, 5376) if LITTLE else (
     16384, 20480, 40960,
 )  # fmt: skip
 ROWS = (1, 5) if LITTLE else (1, 2, 5, 33, 300)
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path, tmp_path_factory, monkeypatch):
+    """As everywhere, but for what is compiled: that is shared by all tests, and by all processes of one run."""
+    shared = os.environ.get("KERNELMUX_TEST_COMPILE_CACHE") or str(tmp_path_factory.getbasetemp().parent / "compiled")
+    monkeypatch.setenv("KERNELMUX_CACHE_DIR", shared)
+    monkeypatch.setenv("KERNELMUX_CONFIG_DIR", str(tmp_path / "kernelmux-config"))
+
+
 EVERY = pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 OWN = pytest.mark.parametrize("kernel", OURS, ids=lambda kernel: kernel.name)
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES)
@@ -409,10 +419,10 @@ def _paths():
 # -- measuring
 
 
-def test_bench_measures_and_select_goes_by_it():
-
+def test_bench_measures_and_select_goes_by_it(tmp_path):
     line = [sys.executable, "-m", "kernelmux.cli", "bench", "rms_norm", "--m", "16", "--h", "2688", "--json"]
-    ran = subprocess.run(line, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": _paths()})
+    own = {**os.environ, "PYTHONPATH": _paths(), "KERNELMUX_CACHE_DIR": str(tmp_path)}
+    ran = subprocess.run(line, capture_output=True, text=True, timeout=300, env=own)
     assert ran.returncode == 0, ran.stderr
     said = json.loads(ran.stdout)
     (race,) = said["races"]
