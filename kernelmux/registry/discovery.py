@@ -25,6 +25,7 @@ _CONTRACTS, _BACKENDS = "kernelmux.contracts.", "kernelmux.backends."
 _FLASHINFER_GEMM = f"{_BACKENDS}flashinfer.declare_gemm"
 _FLASHINFER_MOE = f"{_BACKENDS}flashinfer.declare_moe"
 _FLASHINFER_SMALL = f"{_BACKENDS}flashinfer.declare_small"
+_CUDA_ACTIVATIONS = f"{_BACKENDS}jit_cuda.declare_activations"  # and the fp8 epilogues
 _CUDA_NORMS = f"{_BACKENDS}jit_cuda.declare_norms"
 _TORCH = f"{_BACKENDS}torch.declare"
 _TORCH_COMPILE = f"{_BACKENDS}torch_compile.declare"
@@ -32,7 +33,7 @@ _TRITON = f"{_BACKENDS}triton.declare"
 _TRITON_SMALL = f"{_BACKENDS}triton.declare_small"
 _DEEPGEMM, _MARLIN = f"{_BACKENDS}deepgemm.declare", f"{_BACKENDS}marlin.declare"
 _NORMS = (f"{_CONTRACTS}norms", _TORCH, _TORCH_COMPILE, _TRITON_SMALL)
-_ACTIVATIONS = (f"{_CONTRACTS}activations", _TORCH, _TORCH_COMPILE, _TRITON_SMALL)
+_ACTIVATIONS = (f"{_CONTRACTS}activations", _TORCH, _TORCH_COMPILE, _TRITON_SMALL, _CUDA_ACTIVATIONS)
 
 # Op -> the module of its contract, then those that declare kernels of it: OP (or OPS) and KERNELS. They import types
 # and facts, never what runs, and are read when the op is first asked for: each costs a first selection 1 ms.
@@ -48,7 +49,7 @@ BUILTIN: Mapping[str, tuple[str, ...]] = {
     "gelu_and_mul": (*_ACTIVATIONS, _FLASHINFER_SMALL),
     "gelu_tanh_and_mul": (*_ACTIVATIONS, _FLASHINFER_SMALL),
     "relu2": _ACTIVATIONS,
-    "rms_norm_fp8": (*_NORMS, _FLASHINFER_SMALL),
+    "rms_norm_fp8": (*_NORMS, _CUDA_ACTIVATIONS, _FLASHINFER_SMALL),
     "silu_and_mul_fp8": _ACTIVATIONS,
     "router_gemm": (f"{_CONTRACTS}router", _TORCH, _FLASHINFER_GEMM),
     "topk": (f"{_CONTRACTS}router", _TORCH, _FLASHINFER_SMALL),
