@@ -87,6 +87,7 @@ class Calls:
         given = tuple(out for out in outs if out is not None)
         if given and len(given) < len(outs):
             raise self.partly()
+        self.admit(arguments, given)
         tensors = self._tensors(arguments) + given
         pairs = zip(self.signature.arguments, arguments, strict=True)
         if not all(argument.plain(value) for argument, value in pairs) or not is_plain(tensors):
@@ -96,6 +97,7 @@ class Calls:
 
     def dispatched(self, arguments: tuple[Any, ...], outs: tuple[Any, ...]) -> Any:
         """A call from torch's dispatcher that no bound launch serves. With outs it returns nothing."""
+        self.admit(arguments, outs)
         result = self._run(self.below, arguments, outs)
         return None if outs else result
 
@@ -114,10 +116,10 @@ class Calls:
         for argument, tensor in zip(self.signature.tensors, tensors, strict=False):
             if tensor is None and not argument.optional:
                 raise BadShape(f"{self.op.name}: {argument.name} must be a tensor, not None.")
-        if not needs_gradient(tensors):
-            return
         names = (*(argument.name for argument in self.signature.tensors), *self.op.outs)
-        asking = [name for name, t in zip(names, tensors, strict=False) if t is not None and t.requires_grad]
+        asking = [name for name, asks in zip(names, needs_gradient(tensors), strict=False) if asks]
+        if not asking:
+            return
         raise UsageError(
             f"{self.op.name} has no gradient: it is for inference, and {', '.join(asking)} require"
             f"{'s' if len(asking) == 1 else ''} grad. Call it under torch.no_grad() or torch.inference_mode()."
@@ -130,7 +132,6 @@ class Calls:
         return tuple(value for argument, value in pairs if argument.is_tensor)
 
     def _run(self, tables: Tables, arguments: tuple[Any, ...], outs: tuple[Any, ...]) -> Any:
-        self.admit(arguments, outs)
         tensors = self._tensors(arguments)
         table = tables.of(asked(self.variables))[1 if outs else 0]
         key = face.key_of(self.signature, arguments)

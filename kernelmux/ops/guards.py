@@ -38,9 +38,21 @@ _PLAIN = _keys(
 )  # fmt: skip
 
 
-def needs_gradient(tensors: tuple[Any, ...]) -> bool:
-    """Whether autograd would have to record this call."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors if tensor is not None)
+def needs_gradient(tensors: tuple[Any, ...]) -> list[bool]:
+    """For each tensor (or None) whether autograd, or a transform of torch.func, would have to record what uses it."""
+    if not torch.is_grad_enabled():
+        return [False] * len(tensors)
+    return [isinstance(tensor, torch.Tensor) and (tensor.requires_grad or _is_tracked(tensor)) for tensor in tensors]
+
+
+def _is_tracked(tensor: torch.Tensor) -> bool:
+    """Whether one of the wrappers of torch.func around it takes gradients."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_gradtrackingtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
 
 
 def is_plain(tensors: tuple[Any, ...]) -> bool:
