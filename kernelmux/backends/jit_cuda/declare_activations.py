@@ -35,6 +35,7 @@ def _kernel(op: str, module: str, variant: str, numerics: Numerics, *words: str)
         bind=f"{_HERE}.{module}:bind_{variant}",
         compile=f"{_HERE}.{module}:compile_{variant}",
         warmup=f"{_HERE}.{module}:warmup_{variant}",
+        source=f"{_HERE}.source:{module}",
         capturable=True,
         evidence=_EVIDENCE,
         requirements=(*COMPILED_HERE, _FLOATS),

@@ -43,6 +43,7 @@ def _kernel(op: str, order: str, residual: str = "") -> Kernel:
         bind=f"{_HERE}:bind_{variant}",
         compile=f"{_HERE}:compile_{variant}",
         warmup=f"{_HERE}:warmup",
+        source="kernelmux.backends.jit_cuda.source:norms",
         capturable=True,
         evidence=_EVIDENCE,
         requirements=(*COMPILED_HERE, _FLOATS),
