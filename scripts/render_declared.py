@@ -36,7 +36,7 @@ def cell(kernels: list[Kernel]) -> str:
             return "both: they coincide"
         promised = [f"`{order}`" for order in orders if any(order in kernel.numerics.promises for kernel in kernels)]
         groups += [" or ".join(promised)] if promised else []
-    return ", ".join(groups)
+    return ", ".join(groups) or ("one rounding" if kernels else "")
 
 
 def general(kernels: list[Kernel]) -> str:

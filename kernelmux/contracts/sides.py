@@ -36,9 +36,9 @@ def specifications(op: str, call: Mapping[str, Any]) -> dict[frozenset[str], Res
             for kept in RESIDUAL_ROUNDINGS
         }
     if op == "rms_norm_fp8":
-        return {frozenset({"fp32_mul"}): norms_math.rms_norm_fp8_rounded(**call)}
+        return {frozenset[str](): norms_math.rms_norm_fp8_rounded(**call)}
     if op == "silu_and_mul_fp8":
-        return {frozenset({"fp32_mul"}): activations_math.silu_and_mul_fp8_rounded(**call)}
+        return {frozenset[str](): activations_math.silu_and_mul_fp8_rounded(**call)}
     if op in IS_GATED and not IS_GATED[op]:
         return {frozenset[str](): (activations_math.unary_rounded(op, **call),)}
     if op in IS_GATED:

@@ -69,7 +69,8 @@ def cases(op: Op) -> Iterator[Case]:
 _DEMANDS = {
     "rms_norm": ("cast_before_mul", "batch_invariant"),
     "fused_add_rms_norm": ("cast_before_mul", "batch_invariant", "residual_fp32"),
-    "silu_and_mul": ("no_fast_math",),
+    "gated_rms_norm": ("cast_before_mul",),
+    "silu_and_mul": ("no_fast_math", "cast_before_mul"),
     "topk": ("deepseek_v3_routing",),
 }
 

@@ -122,14 +122,16 @@ CELLS = (
     Cell("fp8_gemm", "fp8_block", "jetson-thor", 64, "torch", FP8_UTILS, not_a_candidate="deepgemm"),
     Cell("fp8_gemm", "fp8_tensor", "h100-sxm", 64, "cublas", FP8_UTILS),
     # Norms: the order of rounding is a demand.
-    Cell("rms_norm", "none", "h200", 64, "torch", LAYERNORM, demands=("cast_before_mul",), not_a_candidate="cutedsl"),
-    Cell("rms_norm", "none", "h100-sxm", 64, "cutedsl", f"{FLASHINFER}/blob/main/flashinfer/norm/__init__.py"),
-    Cell("fused_add_rms_norm", "none", "b200", 64, "torch", LAYERNORM, demands=("cast_before_mul",)),
-    # Activations: fast math never on 10.x and later, nor on ROCm; unaligned widths go to the portable kernel.
-    Cell("silu_and_mul", "none", "b200", 64, "torch", f"{SGLANG}/pull/22094", not_a_candidate="jit_cuda"),
-    Cell("silu_and_mul", "none", "rtx-5090", 64, "torch", f"{SGLANG}/pull/22094", not_a_candidate="jit_cuda"),
+    Cell("rms_norm", "none", "h200", 64, "jit_cuda", LAYERNORM,
+         demands=("cast_before_mul",), not_a_candidate="cutedsl"),
+    Cell("rms_norm", "none", "h100-sxm", 64, "jit_cuda", LAYERNORM),
+    Cell("rms_norm", "none", "mi300x", 64, "triton", LAYERNORM),
+    Cell("fused_add_rms_norm", "none", "b200", 64, "jit_cuda", LAYERNORM, demands=("cast_before_mul",)),
+    # Activations: fast math never on 10.x and later, nor on ROCm; ours take every width.
+    Cell("silu_and_mul", "none", "b200", 64, "jit_cuda", ACTIVATION),
+    Cell("silu_and_mul", "none", "mi300x", 64, "triton", ACTIVATION, not_a_candidate="jit_cuda"),
     Cell("silu_and_mul", "none", "h100-sxm", 64, "jit_cuda", ACTIVATION),
-    Cell("silu_and_mul", "none", "h100-sxm", 64, "torch", ACTIVATION, shape=(("H", 1859),)),
+    Cell("silu_and_mul", "none", "h100-sxm", 64, "jit_cuda", ACTIVATION, shape=(("H", 1859),)),
     # Router: bf16 x bf16 -> fp32 by torch.mm.
     Cell("router_gemm", "none", "h100-sxm", 64, "torch", f"{SRT}/models/nemotron_h.py"),
 )  # fmt: skip

@@ -257,8 +257,34 @@ def test_batch_invariance_gets_a_kernel_that_promises_it(op: str) -> None:
 def test_a_demand_on_the_residual_is_kept() -> None:
     found = on("h100-sxm", "fused_add_rms_norm", demands=["residual_rounded"])
     assert "residual_rounded" in found.declaration.numerics.promises
+    every = {"cast_before_mul", "residual_fp32", "batch_invariant", "no_fast_math"}
+    assert every <= on("h100-sxm", "fused_add_rms_norm", demands=every).declaration.numerics.promises
     with pytest.raises(NoKernel, match="does not promise"):
-        on("h100-sxm", "fused_add_rms_norm", demands=["cast_before_mul", "batch_invariant"])
+        on("h100-sxm", "fused_add_rms_norm", demands=["cast_before_mul", "fp32_mul"])
+
+
+SMALL = ("rms_norm", "fused_add_rms_norm", "gated_rms_norm", "rms_norm_fp8", "silu_and_mul", "gelu_and_mul",
+         "gelu_tanh_and_mul", "relu2", "silu_and_mul_fp8")  # fmt: skip
+
+
+@pytest.mark.parametrize("op", SMALL)
+def test_small_ops_are_ours_in_cuda_then_triton_then_torch(op: str) -> None:
+    for device in (*GPUS_8_TO_9, *GPUS_10X, *GPUS_12X, "jetson-thor"):
+        assert on(device, op).kernel == f"kernelmux.{op}[jit_cuda]"
+    ours = having(cupy="0")
+    assert on("h100-sxm", op, packages=ours).kernel == f"kernelmux.{op}[triton]"
+    assert on("mi300x", op).backend in ("triton", "torch") and on("cpu", op).backend == "torch"
+
+
+@pytest.mark.parametrize("op", ["rms_norm", "silu_and_mul"])
+def test_without_cupy_and_triton_flashinfer_is_next(op: str) -> None:
+    only = Packages({"torch": "2.11.0+cu130", "flashinfer-python": "0.7.2", "ninja": "1.13"})
+    assert on("h100-sxm", op, packages=only).kernel.startswith("flashinfer.")
+
+
+def test_a_given_scale_at_every_call_may_have_flashinfers_norm() -> None:
+    found = on("h100-sxm", "rms_norm_fp8", demands=["static_scale"])
+    assert (found.kernel, found.rule) == ("flashinfer.rmsnorm_quant[cutedsl]", "rms-norm-fp8-static")
 
 
 ACTIVATIONS = ("silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul")
@@ -270,19 +296,21 @@ def test_fast_math_is_never_chosen_on_10_x_and_later_or_rocm(op: str, device: st
     found = on(device, op)
     assert not found.declaration.numerics.fast_math
     assert not any(discovery.registry().kernel(o.kernel).numerics.fast_math for o in found.outranked)  # type: ignore[union-attr]
-    assert reasons(found, "jit_cuda") & {"forbidden", "vendor", "capability"}
+    theirs = next(other for other in found.rejected if other.kernel == f"flashinfer.{op}[jit_cuda]")
+    assert {reason.code for reason in theirs.decision.every()} & {"forbidden", "vendor", "capability"}
 
 
 @pytest.mark.parametrize("op", ACTIVATIONS)
-def test_fast_math_is_chosen_elsewhere_only_where_the_declared_numerics_allow(op: str) -> None:
-    assert on("h100-sxm", op).declaration.numerics.fast_math
-    assert not on("h100-sxm", op, demands=["no_fast_math"]).declaration.numerics.fast_math
+def test_fast_math_is_a_candidate_elsewhere_only_where_the_declared_numerics_allow(op: str) -> None:
+    theirs = f"flashinfer.{op}[jit_cuda]"
+    assert theirs in {other.kernel for other in on("h100-sxm", op).outranked}
+    assert theirs not in {other.kernel for other in on("h100-sxm", op, demands=["no_fast_math"]).outranked}
 
 
 @pytest.mark.parametrize("op", ACTIVATIONS)
-def test_a_width_the_vector_loads_do_not_fit_goes_to_the_portable_kernel(op: str) -> None:
+def test_a_width_the_vector_loads_do_not_fit_goes_to_a_kernel_that_takes_every_width(op: str) -> None:
     found = on("h100-sxm", op, shape={"H": 1859})
-    assert found.backend == "torch"
+    assert found.kernel == f"kernelmux.{op}[jit_cuda]"
     assert "alignment" in reasons(found, "jit_cuda")
 
 
