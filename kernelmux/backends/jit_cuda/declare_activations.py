@@ -59,7 +59,7 @@ KERNELS = (
     *(_gated(each.name, order) for each in ACTIVATIONS if each.gated for order in ("", "cast_before_mul")),
     *(_unary(each.name) for each in ACTIVATIONS if not each.gated),
     *(
-        _kernel(op, "fp8_epilogues", op, Numerics(rounding=("the product to e4m3",), promises=_PROMISES))
+        _kernel(op, "fp8_epilogues", op, Numerics(rounding=("the product to e4m3",), promises=_PROMISES | {"fp32_mul"}))
         for op in ("rms_norm_fp8", "silu_and_mul_fp8")
     ),
 )
