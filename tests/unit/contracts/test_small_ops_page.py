@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import pytest
+
 from kernelmux.contracts import activations, norms
 from kernelmux.contracts.activation_table import ACTIVATIONS
 from kernelmux.registry import discovery
@@ -31,6 +33,21 @@ def test_every_op_and_every_out_is_on_the_page():
 def test_every_activation_is_an_op_with_a_row_of_its_own():
     rows = {name for name, modules in discovery.BUILTIN.items() if modules[0].endswith(".activations")}
     assert rows == {activation.name for activation in ACTIVATIONS} | {"silu_and_mul_fp8"}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda activation: activation.name)
+def test_every_backend_that_declares_an_activation_has_its_formula(activation):
+    """The backends declare a kernel for every line of the table."""
+    line = {
+        "contracts/activations_math.py": f'"{activation.name}":',
+        "backends/triton/activation_kernels.py": f'"{activation.name}":',
+        "backends/jit_cuda/csrc/formulas.cuh": f"FORMULA({activation.name.removesuffix('_and_mul')},",
+    }
+    lacking = [
+        name for name, text in line.items() if text not in (ROOT / "kernelmux" / name).read_text(encoding="utf-8")
+    ]
+    assert not lacking, f"{activation.name} has no formula in {', '.join(lacking)}"
+    assert all(name in PAGE for name in line)
 
 
 def test_every_link_of_the_page_to_a_file_exists():
