@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import NoKernel, UsageError
 from ...registry.decision import ACCEPTED, Conditional, Decision
 from .layouts import flashinfer
-from .rows import readable, settle, writable
+from .rows import readable, settle, vector, writable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +55,7 @@ def _rmsnorm(want_cuda: bool, x: Tensor, weight: Tensor, eps: float, weight_bias
         return torch.empty_like(x) if out is None else out
     rows = readable(x, widest)
     target = writable(out, rows, widest)
-    (norm.gemma_rmsnorm if weight_bias else norm.rmsnorm)(rows, weight, eps=eps, out=target)
+    (norm.gemma_rmsnorm if weight_bias else norm.rmsnorm)(rows, vector(weight), eps=eps, out=target)
     return settle(out, target, tuple(x.shape))
 
 
@@ -87,7 +87,7 @@ def _fused_add(
         if place.data_ptr() != rows.data_ptr():
             place.copy_(rows)
         written.append(place)
-    (norm.gemma_fused_add_rmsnorm if weight_bias else norm.fused_add_rmsnorm)(*written, weight, eps=eps)
+    (norm.gemma_fused_add_rmsnorm if weight_bias else norm.fused_add_rmsnorm)(*written, vector(weight), eps=eps)
     return settle(out, written[0], shape), settle(residual_out, written[1], shape)
 
 
@@ -176,7 +176,7 @@ def _rmsnorm_quant(
         return (torch.empty(shape, dtype=torch.float8_e4m3fn, device=x.device) if out is None else out), scale_out
     rows = readable(x, _WIDEST[want_cuda])
     target = writable(out, rows, _WIDEST[want_cuda], dtype=torch.float8_e4m3fn)
-    norm.rmsnorm_quant(target, rows, weight, scale.view(1), eps=eps)
+    norm.rmsnorm_quant(target, rows, vector(weight), scale.view(1), eps=eps)
     return settle(out, target, shape), scale_out
 
 

@@ -28,6 +28,11 @@ def readable(x: Tensor, widest: int = 16) -> Tensor:
     return rows if aligned(rows, widest) else rows.clone(memory_format=torch.contiguous_format)
 
 
+def vector(weight: Tensor) -> Tensor:
+    """The weight [H]; a copy where vector loads cannot start at it."""
+    return weight if aligned(weight.unsqueeze(0)) else weight.clone()
+
+
 def writable(
     out: Tensor | None, rows: Tensor, widest: int = 16, *, dtype: Any = None, width: int | None = None
 ) -> Tensor:

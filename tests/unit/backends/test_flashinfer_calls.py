@@ -191,12 +191,13 @@ def test_results_are_written_where_the_caller_wants_them(monkeypatch):
 def test_rows_that_vector_loads_cannot_take_are_copied_in_and_out(monkeypatch):
     def fill(bound):
         assert bound["input"].data_ptr() % 16 == 0 and bound["input"].stride(0) % 8 == 0
+        assert bound["weight"].data_ptr() % 16 == 0
         bound["out"].fill_(3)
 
     install(monkeypatch, "flashinfer-python", CUDA_NORM | {"flashinfer.norm:rmsnorm": fill})
     odd = torch.zeros(4, 65, dtype=torch.bfloat16)[:, 1:33]
     out = torch.zeros(4, 67, dtype=torch.bfloat16)[:, 3:35]
-    got = norms.rmsnorm_jit_cuda(odd, torch.ones(32, dtype=torch.bfloat16), out=out)
+    got = norms.rmsnorm_jit_cuda(odd, torch.ones(33, dtype=torch.bfloat16)[1:], out=out)
     assert got is out and out.unique().item() == 3
     silu = {"flashinfer:silu_and_mul": lambda bound: bound["out"].fill_(2)}
     calls = install(monkeypatch, "flashinfer-python", silu)
