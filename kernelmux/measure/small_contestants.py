@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from .small_point import Inputs, Point, bytes_moved
 Call = Callable[[int], Any]
 OURS, PEER, COPY = "kernel", "peer", "copy"
 _WORD = 4  # bytes
+_serial = count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +99,10 @@ def compiled(op: Op, mode: str = "default") -> Contestant:
                 part.to(dtype) for part, dtype in zip(made if isinstance(made, tuple) else (made,), dtypes, strict=True)
             )
 
-        torch._dynamo.reset()  # every shape is compiled for itself, and is not the ninth of one function
-        run = torch.compile(formula, fullgraph=True, dynamic=False, mode=None if mode == "default" else mode)
+        # torch.compile counts compilations by code object and gives up at 8: each shape gets one of its own.
+        code = formula.__code__.replace(co_name=f"formula_{next(_serial)}")
+        own = FunctionType(code, formula.__globals__, code.co_name, None, formula.__closure__)
+        run = torch.compile(own, fullgraph=True, dynamic=False, mode=None if mode == "default" else mode)
         return lambda r: run(*rows[r])
 
     suffix = "" if mode == "default" else f", {mode}"
