@@ -27,6 +27,10 @@ from typing import Any
 import torch
 import triton
 
+from kernelmux.backends.jit_cuda import cache as jit_cache
+from kernelmux.backends.jit_cuda import nvfp4_gemv
+from kernelmux.backends.jit_cuda import nvfp4_gemv_rules as gemv_rules
+from kernelmux.backends.jit_cuda.nvfp4_gemv_rules import GemvTile
 from kernelmux.backends.triton import nvfp4_planes, nvfp4_weight_only
 from kernelmux.backends.triton.nvfp4_compile import compile_facts
 from kernelmux.backends.triton.nvfp4_rules import DECODE, Nvfp4Tile, candidates, heuristic
@@ -101,25 +105,19 @@ def ours(weight: Weight, x: torch.Tensor, tile: Nvfp4Tile | None) -> Call:
     return lambda nth: nvfp4_weight_only.run(x, weight.planes[nth % len(weight.planes)], config=tile)
 
 
-def contenders(weight: Weight, x: torch.Tensor, tiles: dict[str, Nvfp4Tile]) -> dict[str, Call]:
-    calls = {name: ours(weight, x, tile) for name, tile in tiles.items()}
+def contenders(weight: Weight, x: torch.Tensor, tiles: list[Nvfp4Tile], gemvs: list[GemvTile]) -> dict[str, Call]:
+    calls = {tile.short(): ours(weight, x, tile) for tile in tiles}
     calls["cublas bf16"] = lambda nth: x @ weight.dense[nth % len(weight.dense)].T
-    calls |= gemv_contenders(weight, x)
+    calls |= gemv_contenders(weight, x, gemvs)
     return calls
 
 
-def gemv_contenders(weight: Weight, x: torch.Tensor) -> dict[str, Call]:
-    """The CUDA C++ kernel for few tokens, where it is built and takes this call."""
-    try:
-        from kernelmux.backends.jit_cuda import nvfp4_gemv
-    except ImportError:
-        return {}
+def gemv_contenders(weight: Weight, x: torch.Tensor, tiles: list[GemvTile]) -> dict[str, Call]:
     planes = weight.planes
 
-    def call(tile: Any) -> Call:
+    def call(tile: GemvTile) -> Call:
         return lambda nth: nvfp4_gemv.run(x, planes[nth % len(planes)], config=tile)
 
-    tiles = nvfp4_gemv.candidates(x.shape[0], weight.n, weight.k, torch.cuda.get_device_capability())
     return {f"gemv {tile.short()}": call(tile) for tile in tiles}
 
 
@@ -134,12 +132,12 @@ def prove_and_capture(call: Call, calls: int, want: torch.Tensor) -> tuple[torch
         return f"{type(problem).__name__}: {' '.join(str(problem).split())[:160]}"
 
 
-def measure(weight: Weight, m: int, tiles: dict[str, Nvfp4Tile], seed: int) -> dict[str, Any]:
+def measure(weight: Weight, m: int, tiles: list[Nvfp4Tile], gemvs: list[GemvTile], seed: int) -> dict[str, Any]:
     x = torch.randn(m, weight.k, device="cuda", generator=torch.Generator(device="cuda").manual_seed(seed)).bfloat16()
     want = x.float() @ weight.exact.T
     calls = weight.calls if m <= 256 else 4
     graphs, errors, failed = {}, {}, {}
-    for name, call in contenders(weight, x, tiles).items():
+    for name, call in contenders(weight, x, tiles, gemvs).items():
         made = prove_and_capture(call, calls, want)
         if isinstance(made, str):
             failed[name] = made
@@ -171,22 +169,33 @@ def measure(weight: Weight, m: int, tiles: dict[str, Nvfp4Tile], seed: int) -> d
     }  # fmt: skip
 
 
-def _compile(job: tuple[Nvfp4Tile, str]) -> tuple[str, Any]:
-    tile, capability = job
+def _compile(job: tuple[Nvfp4Tile | GemvTile, int, str]) -> tuple[str, Any]:
+    tile, m, said = job
+    capability = Capability.parse(said)
     try:
-        return tile.short(), compile_facts(tile, Capability.parse(capability))
+        if isinstance(tile, Nvfp4Tile):
+            return tile.short(), compile_facts(tile, capability)
+        given = gemv_rules.defines(tile, m, "bfloat16", "bfloat16")
+        cubin = jit_cache.fetch(gemv_rules.SOURCE, gemv_rules.ENTRY, dict(given), capability.arch)
+        return f"gemv {tile.short()} M={m}", {"registers": cubin.registers, "stack_bytes": cubin.spills}
     except Exception as error:
         return tile.short(), f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
-def compile_ahead(tiles: set[Nvfp4Tile], capability: str) -> dict[str, Any]:
-    """Fill Triton's cache by many processes; parts of K and their number are no compile-time constants."""
-    jobs = {(t.block_n, t.block_m, t.block_j, t.group_m, t.warps, t.stages, t.split > 1, t.pdl): t
-            for t in tiles if t.kind == "tile"}  # fmt: skip
+def compile_ahead(wanted: dict[int, tuple[list[Nvfp4Tile], list[GemvTile]]], capability: str) -> dict[str, Any]:
+    """Fill both caches by many processes; M, N, K and the number of parts of K are no compile-time constants."""
+    jobs: dict[Any, tuple[Nvfp4Tile | GemvTile, int, str]] = {}
+    for m, (tiles, gemvs) in wanted.items():
+        for t in tiles:
+            if t.kind == "tile":
+                key = (t.block_n, t.block_m, t.block_j, t.group_m, t.warps, t.stages, t.split > 1, t.pdl)
+                jobs[key] = (t, m, capability)
+        for g in gemvs:
+            jobs[g, gemv_rules.token_tiles(m)] = (g, m, capability)
     with concurrent.futures.ProcessPoolExecutor(
         os.cpu_count(), mp_context=multiprocessing.get_context("spawn")
     ) as pool:
-        return dict(pool.map(_compile, [(tile, capability) for tile in jobs.values()]))
+        return dict(pool.map(_compile, jobs.values()))
 
 
 def ceilings() -> dict[str, float]:
@@ -227,7 +236,18 @@ def main() -> None:
         chosen = heuristic(m, n, k, properties.multi_processor_count, capability)
         return [chosen] if chosen == DECODE else [chosen, DECODE]
 
-    wanted = {tile for n, k in shapes for m in tokens for tile in tiles_for(m, n, k)}
+    def gemvs_for(m: int, n: int, k: int) -> list[GemvTile]:
+        if m > gemv_rules.MOST_TOKENS:
+            return []
+        if args.sweep:
+            return list(gemv_rules.candidates(m, n, k, capability))
+        chosen = gemv_rules.heuristic(m, n, k, properties.multi_processor_count, capability)
+        return [] if chosen is None else [chosen]
+
+    wanted = {
+        m: ([t for n, k in shapes for t in tiles_for(m, n, k)], [g for n, k in shapes for g in gemvs_for(m, n, k)])
+        for m in tokens
+    }
     compiled = compile_ahead(wanted, f"{capability[0]}.{capability[1]}")
     print(f"compiled {len(compiled)} kernels in {time.perf_counter() - begun:.0f} s", flush=True)
     result: dict[str, Any] = {
@@ -242,7 +262,7 @@ def main() -> None:
             if time.perf_counter() - begun > args.seconds:
                 print(f"out of time before N={n} K={k} M={m}", flush=True)
                 break
-            row = measure(weight, m, {tile.short(): tile for tile in tiles_for(m, n, k)}, seed=m)
+            row = measure(weight, m, tiles_for(m, n, k), gemvs_for(m, n, k), seed=m)
             result["rows"].append(row)
             mine = row["us"][row["best"]]
             print(

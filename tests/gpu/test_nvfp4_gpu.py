@@ -95,3 +95,23 @@ def test_prepared_weights_are_small():
     _, call = draw(1, 4096, 4096)
     weights = nvfp4_planes.prepare(**call)
     assert sum(t.numel() * t.element_size() for t in weights[:3]) <= 0.30 * 2 * 4096 * 4096
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("m", [1, 3, 8, 11, 16, 32])
+def test_the_cuda_kernel_for_few_tokens_matches_at_every_launch(m, dtype):
+    gemv = pytest.importorskip("kernelmux.backends.jit_cuda.nvfp4_gemv")
+    pytest.importorskip("cupy_backends", reason="NVRTC comes with CuPy")
+    capability = torch.cuda.get_device_capability()
+    for n, k in ((1192, 2048), (320, 784)):
+        x, call = draw(m, n, k, dtype)
+        weights, want = nvfp4_planes.prepare(**call), exact(x, call)
+        wide = torch.zeros(m, k + 64, dtype=dtype, device="cuda")[:, :k].copy_(x)
+        tiles = [None, *gemv.candidates(m, 14336, k, capability)]
+        assert len(tiles) > 4 or capability < (9, 0)
+        for tile in tiles if dtype == torch.bfloat16 else tiles[::4]:
+            got = gemv.run(x, weights, config=tile)
+            assert worst_row(got, want) <= LIMIT[dtype], tile
+            assert torch.equal(got, gemv.run(wide, weights, config=tile)), tile
+        assert worst_row(gemv.run(x, weights, out_dtype=torch.float32), want) <= 1e-5
+    assert gemv.run(x[:0], weights).shape == (0, n)

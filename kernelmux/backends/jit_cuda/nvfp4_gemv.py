@@ -1,0 +1,79 @@
+"""nvfp4_gemm for few tokens in CUDA C++ (csrc/nvfp4_gemv.cu), on weights prepared as the Triton kernel wants them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...errors import BadShape, UsageError
+from ..triton.nvfp4_planes import PlanesWeights, prepare
+from . import driver, launch
+from .nvfp4_gemv_rules import ENTRY, MOST_TOKENS, SOURCE, GemvTile, candidates, defines, fault, heuristic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+__all__ = ["MOST_TOKENS", "GemvTile", "candidates", "prepare", "run", "takes"]
+
+_DTYPES = (torch.bfloat16, torch.float16)
+_launchers: dict[Any, tuple[int, Callable[..., None]]] = {}
+
+
+def takes(m: int, n: int, k: int, index: int) -> bool:
+    """Whether this kernel can run so many tokens on that GPU."""
+    return m <= MOST_TOKENS and heuristic(m, n, k, 1, driver.capability(index)) is not None
+
+
+def run(
+    x: Tensor,  # [..., K] bf16 or fp16, at most 32 rows
+    weights: PlanesWeights,
+    *,
+    config: Any = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return [..., N] in out_dtype or x's dtype. Two calls with the same operands agree to the bit."""
+    if x.shape[-1] != weights.k or x.dtype not in _DTYPES:
+        raise BadShape(f"nvfp4_gemm: these weights take x [..., {weights.k}] of bf16 or fp16; got {list(x.shape)}.")
+    if x.device != weights.words.device:
+        raise BadShape(f"nvfp4_gemm: x is on {x.device} but the weights are on {weights.words.device}.")
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    if rows.stride(1) != 1 or (rows.stride(0) % 8 and rows.shape[0] > 1) or rows.data_ptr() % 16:
+        rows = rows.contiguous()
+    m = rows.shape[0]
+    out = torch.empty(m, weights.n, dtype=out_dtype or x.dtype, device=x.device)
+    if m:
+        _launch(rows, weights, out, config)
+    return out.reshape(*x.shape[:-1], weights.n)
+
+
+def _launch(x: Tensor, weights: PlanesWeights, out: Tensor, tile: GemvTile | None) -> None:
+    m = x.shape[0]
+    index = x.device.index if x.device.index is not None else torch.cuda.current_device()
+    key = (m, weights.n, weights.k, x.dtype, out.dtype, index, tile)
+    found = _launchers.get(key)
+    if found is None:
+        found = _launchers[key] = _made(m, weights.n, weights.k, x.dtype, out.dtype, index, tile)
+    grid, call = found
+    call(
+        grid, launch.stream_getter()(index), x.data_ptr(), weights.words.data_ptr(), weights.scales.data_ptr(),
+        weights.factor.data_ptr(), out.data_ptr(), m, weights.n, weights.k, weights.words.shape[1],
+        x.stride(0), out.stride(0),
+    )  # fmt: skip
+
+
+def _made(
+    m: int, n: int, k: int, dtype: torch.dtype, out_dtype: torch.dtype, index: int, tile: GemvTile | None
+) -> tuple[int, Callable[..., None]]:
+    capability = driver.capability(index)
+    if tile is None:
+        tile = heuristic(m, n, k, torch.cuda.get_device_properties(index).multi_processor_count, capability)
+    why = "more than it takes" if tile is None else fault(tile, m, k, capability)
+    if tile is None or why is not None:
+        raise UsageError(f"nvfp4_gemm in CUDA C++ cannot run M={m} N={n} K={k} here: {why}.")
+    names = (str(dtype).removeprefix("torch."), str(out_dtype).removeprefix("torch."))
+    function = launch.function(SOURCE, ENTRY, defines(tile, m, *names), index)
+    launcher = launch.Launcher(function, "PPPPPiiiiqq", block=tile.warps * 32, shared=tile.shared_bytes(m, k))
+    return tile.grid(n), launcher.call
