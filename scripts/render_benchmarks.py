@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kernelmux.contracts.moe_shape import MoeShape
-from kernelmux.reports import engine_tables, small_ops, tuning_files, tuning_output
+from kernelmux.reports import engine_tables, host_cost, small_ops, tuning_files, tuning_output
 from kernelmux.reports.markdown import code, table, text
 from kernelmux.reports.tuning import Shipped
 from kernelmux.reports.words import number, seconds, signed
@@ -127,6 +127,8 @@ def benchmarks(pipeline: Mapping[str, Any]) -> str:
         *_tuning(),
         "## What a decision costs",
         *_latency(),
+        "## What a call costs the host",
+        *host_cost.section(load(path.name) for path in sorted(RESULTS.glob("host-cost-*.json"))),
     ]
     return "\n\n".join(parts) + "\n"
 
