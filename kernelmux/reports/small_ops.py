@@ -123,7 +123,7 @@ def page(
     if result is not None:
         for op in dict.fromkeys(row["op"] for row in rows):
             parts += [f"## {text(op)}", _op([row for row in rows if row["op"] == op])]
-        parts += _failures(rows)
+        parts += _failures(rows, result["lost"])
     return "\n\n".join(parts) + "\n"
 
 
@@ -267,17 +267,16 @@ def _named(one: Row | None) -> str:
     return text(name[name.index("[") + 1 : -1] if one["kind"] == "kernel" and "[" in name else name)
 
 
-def _failures(rows: Sequence[Row]) -> list[str]:
+def _failures(rows: Sequence[Row], lost: Sequence[Row]) -> list[str]:
     said: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
         for one in row["contestants"]:
             if "us" not in one:
                 reason = str(one["reason"])
                 said.setdefault((row["op"], one["name"], reason), []).append(f"M={row['m']} H={row['h']}")
-    if not said:
-        return []
-    lines = [
+    lines = [f"- {text(one['op'])}, {text(one['contestant'])}: {text(one['said'])}" for one in lost]
+    lines += [
         f"- {text(op)}, {text(name)}: {text(reason)} ({len(where)} points, the first {where[0]})"
         for (op, name, reason), where in said.items()
     ]
-    return ["## Who did not run", "\n".join(lines)]
+    return ["## Who did not run", "\n".join(lines)] if lines else []

@@ -4,8 +4,8 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from kernelmux.errors import StoreError  # noqa: E402
-from kernelmux.reports import small_plot  # noqa: E402
+from kernelmux.errors import StoreError
+from kernelmux.reports import small_plot
 
 RACES = [
     {
