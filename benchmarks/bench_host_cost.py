@@ -163,13 +163,13 @@ def parts(device: str) -> dict[str, float]:
         "looking up shape and scalars": "into((x.shape, 1e-6, 0.0), ())",
         "the guard on three tensors": "check(x, weight, out)",
     }
-    count = 100_000
+    count = 500
 
-    def least(statement: str) -> float:
-        return min(timeit.Timer(statement, globals=names).repeat(9, count)) / count * 1e9
+    def typical(statement: str) -> float:
+        return statistics.median(timeit.Timer(statement, globals=names).repeat(501, count)) / count * 1e9
 
-    empty = least("pass")
-    return {what: round(least(statement) - empty, 1) for what, statement in statements.items()}
+    empty = typical("pass")
+    return {what: round(typical(statement) - empty, 1) for what, statement in statements.items()}
 
 
 def race(calls: dict[str, Call], wait: Callable[[], None], rounds: int, batch: int) -> dict[str, list[float]]:

@@ -38,7 +38,7 @@ def _machine(said: Mapping[str, Any]) -> list[str]:
         f"{where}; {versions}; {said['mode']}, M={size['M']}, H={size['H']}, {size['dtype']}. Medians of "
         f"{said['rounds']} batches of {said['batch']} calls, contestants in turns.{stand_in}",
         table(head, body, right=range(1, len(head))),
-        *(_judged(row) for row in said["rows"]),
+        *(_judged(row) for row in said["rows"] if said["gpu"]),
         f"What a call of `km.ops` spends before the kernel's own launch, in ns: {pieces}.",
     ]
 
