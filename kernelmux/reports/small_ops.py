@@ -143,7 +143,8 @@ def _rounding(result: Row) -> list[str]:
         f"## Why the order of rounding matters: {text(result['device'])}",
         f"A toy transformer of {network['layers']} layers, hidden size {network['hidden']}, "
         f"{text(network['weights'])}, random weights (seed {network['seed']}), {network['sequences']} sequences of "
-        f"{network['length']} tokens. Only its norms differ from those of the reference, {text(result['reference'])}. Counted are positions whose "
+        f"{network['length']} tokens. Only its norms differ from those "
+        f"of the reference, {text(result['reference'])}. Counted are positions whose "
         f"largest logit is another one. torch {result['versions']['torch']}, {result['date']}, "
         f"{code(result['command'])}.",
         table(["order", "kernels", "another argmax", "", "logits equal to the bit"], cells, right=(2, 3, 4)),
