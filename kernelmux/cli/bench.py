@@ -105,12 +105,17 @@ def live(spec: str) -> Device:
     from kernelmux.device import resolve_device
     from kernelmux.errors import DeviceNotFound, MissingPackage
 
-    found = resolve_device(spec)
-    if not found.live:
+    here = (
+        "Run it where there is one; for a GPU that is elsewhere `kernelmux select --device NAME` says what would run."
+    )
+    try:
+        found = resolve_device(spec)
+    except DeviceNotFound as error:
         raise DeviceNotFound(
-            f"bench times kernels on a GPU of this machine, and {found.name} is not one. Run it where there is one, as "
-            "with --device cuda:0; for a GPU that is elsewhere `kernelmux select` says what would run."
-        )
+            f"bench times kernels on a GPU of this machine, and {spec} does not answer. {here}"
+        ) from error
+    if not found.live:
+        raise DeviceNotFound(f"bench times kernels on a GPU of this machine, and {found.name} is not one. {here}")
     try:
         import torch
     except ImportError as error:

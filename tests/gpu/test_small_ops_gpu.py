@@ -16,8 +16,11 @@ torch = pytest.importorskip("torch")
 if not torch.cuda.is_available():
     pytest.skip("no NVIDIA GPU, or no torch built for one, on this machine", allow_module_level=True)
 
+from filelock import FileLock  # noqa: E402
+
 from kernelmux.contracts import sides  # noqa: E402
 from kernelmux.measure import small_check  # noqa: E402
+from kernelmux.measure.small_point import Point, draw  # noqa: E402
 from kernelmux.registry.lazy import load  # noqa: E402
 from tests.gpu.small_calls import (  # noqa: E402
     DTYPES,
@@ -311,21 +314,18 @@ def test_more_elements_than_32_bits_count(kernel):
     op, m, h = KNOWN.op(kernel.op), 540_672, 4096  # 2.2e9 elements a tensor
     if refusal(kernel, "bfloat16", m, h):
         pytest.skip(refusal(kernel, "bfloat16", m, h))
-    call = None
-    torch.cuda.empty_cache()
-    from kernelmux.measure.small_point import Point, draw
-
-    call = draw(op, Point(op.name, m, h), 1, "cuda")[0]
-    for out in call.outs:
-        out.view(torch.uint8)[-3:].fill_(0x7F)
-    run(kernel, call)
-    last = {
-        name: value[-3:] if isinstance(value, torch.Tensor) and value.dim() > 1 else value
-        for name, value in call.given.items()
-    }
-    fault = wrong(kernel, "bfloat16", type(call)(last, ()), tuple(out[-3:] for out in call.outs))
-    del call
-    torch.cuda.empty_cache()
+    with FileLock(Path(os.environ["KERNELMUX_CACHE_DIR"]).with_suffix(".large")):  # one process at a time
+        call = draw(op, Point(op.name, m, h), 1, "cuda")[0]
+        for out in call.outs:
+            out.view(torch.uint8)[-3:].fill_(0x7F)
+        run(kernel, call)
+        last = {
+            name: value[-3:] if isinstance(value, torch.Tensor) and value.dim() > 1 else value
+            for name, value in call.given.items()
+        }
+        fault = wrong(kernel, "bfloat16", type(call)(last, ()), tuple(out[-3:] for out in call.outs))
+        del call, last, out
+        torch.cuda.empty_cache()
     assert fault is None, fault
 
 
