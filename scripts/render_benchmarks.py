@@ -38,7 +38,7 @@ PAGE_OF = "qwen3-30b-a3b-tp2"  # the one report that is committed as HTML too
 OURS, VLLM = "kernelmux", "vllm"
 DEFAULT, PREDICTED = "kernelmux, default tiles", "kernelmux, predicted tiles"
 
-SMALL_OPS, PDL_PAIRS = "small-ops-h200.json", "pdl-h200.json"
+SMALL_OPS, PDL_PAIRS, SANITIZED = "small-ops-h200.json", "pdl-h200.json", "sanitize-h200.json"
 
 Row = Mapping[str, Any]
 
@@ -63,8 +63,10 @@ def outputs() -> dict[Path, str]:
 def small() -> str:
     """The page of the small ops, of whatever has been measured."""
     rounding = [load(path.name) for path in sorted(RESULTS.glob("rounding-order-*.json"))]
-    races, pairs = (load(name) if (RESULTS / name).exists() else None for name in (SMALL_OPS, PDL_PAIRS))
-    return small_ops.page(races, COMMAND, rounding, pairs)
+    races, pairs, sanitized = (
+        load(name) if (RESULTS / name).exists() else None for name in (SMALL_OPS, PDL_PAIRS, SANITIZED)
+    )
+    return small_ops.page(races, COMMAND, rounding, pairs, sanitized)
 
 
 def report(pipeline: Mapping[str, Any], shape: Mapping[str, Any]) -> dict[Path, str]:

@@ -107,9 +107,13 @@ def _least(ratios: Mapping[tuple[int, int], float]) -> tuple[float, int, int] | 
 
 
 def page(
-    result: Mapping[str, Any] | None, command: str, rounding: Sequence[Row] = (), pairs: Mapping[str, Any] | None = None
+    result: Mapping[str, Any] | None,
+    command: str,
+    rounding: Sequence[Row] = (),
+    pairs: Mapping[str, Any] | None = None,
+    sanitized: Mapping[str, Any] | None = None,
 ) -> str:
-    """The whole page in Markdown. ``rounding`` and ``pairs``: results of rounding_order.py and of bench_pdl.py."""
+    """The whole page in Markdown. The last three: results of rounding_order.py, bench_pdl.py and sanitize.py."""
     parts = [
         "# Small ops",
         f"<!-- Written by `{command}` from benchmarks/results. Do not edit: change the data or the script. -->",
@@ -120,6 +124,8 @@ def page(
     parts += [part for run in rounding for part in _rounding(run)]
     if pairs is not None:
         parts += _pairs(pairs)
+    if sanitized is not None:
+        parts += _sanitized(sanitized)
     if result is not None:
         for op in dict.fromkeys(row["op"] for row in rows):
             parts += [f"## {text(op)}", _op([row for row in rows if row["op"] == op])]
@@ -165,6 +171,20 @@ def _pairs(result: Row) -> list[str]:
         f"{code(result['command'])}. With producers that let their dependents start and write late, {count - wrong} of "
         f"{count} cases are right.",
         table(["M x H", "on, µs", "off, µs", "off / on"], cells, right=(1, 2, 3)),
+    ]
+
+
+def _sanitized(result: Row) -> list[str]:
+    head = f"{text(result['what'])}, {result['date']}, {code(result['command'])}"
+    if "refused" in result:
+        return ["## Under compute-sanitizer", f"{head}: {text(result['refused'])}."]
+    cells = [
+        [text(run[key]) for key in ("tool", "op", "outcome")] + [text(run.get("tests", ""))] for run in result["runs"]
+    ]
+    return [
+        "## Under compute-sanitizer",
+        f"{head}, on {text(result['device'])}, {text(result['version'])}.",
+        table(["tool", "op", "outcome", "tests"], cells),
     ]
 
 

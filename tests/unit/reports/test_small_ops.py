@@ -102,3 +102,11 @@ def test_parts_share_every_pair_out_once(monkeypatch):
     ]  # fmt: skip
     assert len(every) == len(set(every)) and {h for op, h in every if op == "rms_norm"} == set(script["ALL_H"])
     assert {h for op, h in every if op == "relu2"} == set(script["FEW_H"])
+
+
+def test_the_page_says_what_the_sanitizer_found_or_why_it_did_not_look():
+    said = {"what": "compute-sanitizer", "date": "2026-11-22", "command": "python x", "runs": []}
+    assert "is not installed" in small_ops.page(None, "x", sanitized={**said, "refused": "it is not installed"})
+    run = {"tool": "racecheck", "op": "relu2", "outcome": "clean", "tests": "9 passed"}
+    page = small_ops.page(None, "x", sanitized={**said, "device": "H200", "version": "2025.3", "runs": [run]})
+    assert "| racecheck | relu2 | clean | 9 passed |" in page
