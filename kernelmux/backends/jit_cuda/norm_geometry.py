@@ -131,9 +131,9 @@ def fault(geometry: Geometry, op: str, length: int, item_bytes: int, vector: int
     held = geometry.unroll * -(-chunks // lanes)
     if held > MOST_SUMS:
         return f"a thread would hold {held} chunks, more than {MOST_SUMS}"
-    need, have = registers(geometry, op, chunks, item_bytes, vector), REGISTERS // (threads * geometry.least)
-    if need > min(have, 255):
-        return f"it needs about {need} registers a thread and has {min(have, 255)}"
+    need, have = registers(geometry, op, chunks, item_bytes, vector), register_limit(threads * geometry.least)
+    if need > have:
+        return f"it needs about {need} registers a thread and has {have}"
     return None
 
 
@@ -144,7 +144,15 @@ def registers(geometry: Geometry, op: str, chunks: int, item_bytes: int, vector:
     loaded = words if op == "rms_norm" else 2 * words
     held = words if op == "rms_norm" else wide
     rows = max(loaded, held) + (loaded if geometry.prefetch else 0)
-    return 30 + wide + per_thread * (geometry.unroll * rows + words)
+    need = per_thread * (geometry.unroll * rows + words)
+    overlap = geometry.prefetch or geometry.unroll > 1
+    return 30 + wide + (need * 7 // 5 if overlap and per_thread * geometry.unroll > 2 else need)
+
+
+def register_limit(threads: int) -> int:
+    """What a thread may have where so many are to be on an SM: its quarters have a fourth of the registers each."""
+    warps = (threads + 127) // 128  # of a quarter
+    return min(REGISTERS // 4 // (32 * warps) // 8 * 8, 255)
 
 
 def is_long(op: str, length: int, item_bytes: int, vector: int) -> bool:
