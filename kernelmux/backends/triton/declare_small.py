@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ...contracts.activation_table import ACTIVATIONS
 from ...device import Capability, capabilities
 from ...registry import ANY, DtypeIn, Kernel, NeedsPackage, Numerics, OnCapability, VendorIn
-from ...registry.decision import ACCEPTED, Rejected
+from ...registry.decision import ACCEPTED, Conditional, Rejected
 from ...registry.value import Value
 
 if TYPE_CHECKING:
@@ -22,15 +22,17 @@ _NOT_ASSEMBLED = capabilities("11.0")
 
 
 class Assembled(Value):
-    """A GPU whose machine code the assembler inside Triton's wheel can write. 3.5 and 3.6 carry one without 11.0."""
+    """A GPU whose machine code the assembler inside Triton's wheel writes. Those of 3.5 and 3.6 do not know 11.0."""
 
     def check(self, device: Device, packages: Packages, problem: Problem) -> Decision:
-        if device.capability not in _NOT_ASSEMBLED or packages.has("triton", ">=3.7"):
+        if device.capability not in _NOT_ASSEMBLED:
             return ACCEPTED
+        if packages.has("triton", ">=3.7"):
+            return Conditional((f"nobody has compiled this with Triton's assembler for {device.arch} so far",))
         return Rejected(
             "assembler",
-            f"the assembler in Triton {packages.get('triton')} does not know {device.arch}",
-            "`pip install 'triton>=3.7'`, or use jit_cuda, which NVRTC of CUDA 13 compiles for it",
+            f"the assembler in Triton {packages.get('triton') or 'up to 3.6'} does not know {device.arch}",
+            "use jit_cuda, which NVRTC of CUDA 13 compiles for it, or a later Triton",
         )
 
     def describe(self) -> str:

@@ -14,7 +14,7 @@ from . import fp8_epilogue_kernels as kernels
 from . import small_launch
 from .norms import row_constants
 from .small_launch import Gpu, Launch, Rows, Variant, programs, unit_of
-from .small_rules import LONGEST, Tile, column_tile, row_tile
+from .small_rules import Tile, column_tile, longest, row_tile
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,7 @@ def plan_rms_norm_fp8(scalars: Mapping[str, Any], tensors: Sequence[Rows | None]
         x.rows, x.stride // unit, out.stride // unit, 0 if given else scale_out.stride, float(scalars.get("eps", 1e-6))
     )  # fmt: skip
     places = (0, 1, 2 if given else None, 3, 4)
-    if x.width > LONGEST:
+    if x.width > longest("rms_norm_fp8"):
         constants.update(BLOCK=t.block, PDL=gpu.pdl)
         return Launch(kernels.norm_long_rows_fp8, places, (3,), numbers, constants, x.rows, t.warps, 1, gpu.pdl)
     constants.update(row_constants(t, x.width), PDL=gpu.pdl)

@@ -15,7 +15,7 @@ from ...contracts.norms_math import check_fused_add_rms_norm, check_gated_rms_no
 from . import norm_kernels as kernels
 from . import small_launch
 from .small_launch import Gpu, Launch, Plan, Rows, Variant, programs, unit_of
-from .small_rules import LONGEST, Tile, row_tile
+from .small_rules import Tile, longest, row_tile
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ def norm_plan(op: str, kind: str, order: str, round_sum: bool = False) -> Plan:
         common = dict(H=width, GROUPS=groups, UNIT=unit, KIND=kind, CAST=cast, ROUND_SUM=round_sum)
         numbers = (rows, units[0], units[1], units[3], units[4], float(scalars.get("eps", 1e-6)))
         t = tile or row_tile(op, rows, width, x.itemsize, gpu.capability, gpu.sms)
-        if width > LONGEST:
+        if width > longest(op):
             constants = {**common, "BIAS": bias, "BLOCK": t.block, "PDL": gpu.pdl}
             return Launch(kernels.norm_long_rows, places, (), numbers, constants, rows, t.warps, 1, gpu.pdl)
         constants = {**common, "BIAS": bias, **row_constants(t, width), "PDL": gpu.pdl}

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 VECTOR_BYTES = 16
 LONGEST = 32768  # elements of a row that are held in registers
+LONGEST_OF = {"rms_norm_fp8": 16384}  # twice that spills
 SMALL = 4  # rows for each multiprocessor, up to which latency counts and not bandwidth
 
 TABLE = Path(__file__).with_name("small_tiles.json")
@@ -41,7 +42,7 @@ def row_tile(op: str, rows: int, width: int, itemsize: int, capability: str, sms
     """
     measured = _entry(op, width, itemsize, capability)
     if measured is None:
-        return row_geometry(width, itemsize)
+        return row_geometry(op, width, itemsize)
     geometry, dealt = measured["tile"], _last_at_most(measured["dealt"], rows)
     return Tile(*geometry, *dealt)
 
@@ -76,10 +77,14 @@ def _table() -> dict[str, Any]:
     return tiles
 
 
-def row_geometry(width: int, itemsize: int) -> Tile:
+def longest(op: str) -> int:
+    return LONGEST_OF.get(op, LONGEST)
+
+
+def row_geometry(op: str, width: int, itemsize: int) -> Tile:
     each = vector(itemsize)
     vectors = -(-width // each)
-    if width > LONGEST:
+    if width > longest(op):
         return Tile(1, 16 * 32 * each * 2, 16)
     if vectors <= 64:  # several rows a tile, a vector a thread
         columns = pow2_at_least(width)
@@ -98,12 +103,12 @@ def _column_rule(rows: int, width: int, itemsize: int, sms: int) -> Tile:
     return Tile(max(1, warps * 32 * each // block), block, warps)
 
 
-def row_geometries(width: int, itemsize: int) -> tuple[Tile, ...]:
+def row_geometries(op: str, width: int, itemsize: int) -> tuple[Tile, ...]:
     """What a sweep times, the rule's own first."""
     each = vector(itemsize)
     vectors = -(-width // each)
-    found = [row_geometry(width, itemsize)]
-    if width > LONGEST:
+    found = [row_geometry(op, width, itemsize)]
+    if width > longest(op):
         found += [Tile(1, warps * 32 * each * k, warps) for warps in (8, 16, 32) for k in (1, 2, 4)]
     elif vectors <= 64:
         columns = pow2_at_least(width)
