@@ -127,6 +127,11 @@ class Calls:
 
     # what they share
 
+    def apart(self, tables: Tables) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """What looks launches up under the override block and environment of this call, for the written functions."""
+        fresh, into = tables.of(asked(self.variables))
+        return fresh.get, into.get
+
     def _tensors(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         pairs = zip(self.signature.arguments, arguments, strict=True)
         return tuple(value for argument, value in pairs if argument.is_tensor)
@@ -136,7 +141,7 @@ class Calls:
         table = tables.of(asked(self.variables))[1 if outs else 0]
         key = face.key_of(self.signature, arguments)
         present = [tensor for tensor in (*tensors, *outs) if tensor is not None]
-        known = (call for check, call, _ in table.get(key, ()) if check(*present))  # there under an override only
+        known = (call for check, call, _ in table.get(key, ()) if check(*present))  # another thread may have been first
         call = next(known, None) or self._learn(tables, table, key, arguments, outs)
         result = call(*tensors, *outs)
         return _given_back(outs) if outs else result

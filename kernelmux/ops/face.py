@@ -6,7 +6,8 @@ A call of ``km.ops.rms_norm`` that is like an earlier one looks the launch up an
     def rms_norm(x, weight, eps=1e-06, weight_bias=0.0, *, out=None):
         if tracing():
             return dispatched(x, weight, eps, weight_bias, out)
-        if override() is None and unset(VARIABLES) and not profiler._is_profiler_enabled and not intercepted(x):
+        if not profiler._is_profiler_enabled and not intercepted(x):
+            into = INTO if override() is None and unset(VARIABLES) else apart()
             for check, call, free in into((x.shape, eps, weight_bias), ()):
                 if check(x, weight, out) and (free or not recording()):
                     call(x, weight, out)
@@ -27,6 +28,13 @@ from ..registry import Kernel, Op
 from .signature import Argument, Signature
 
 Function = Callable[..., Any]
+
+_TABLES = [
+    "if override() is None and unset(VARIABLES):",
+    "    fresh, into = FRESH, INTO",
+    "else:",
+    "    fresh, into = apart()",
+]
 
 
 def make(name: str, source: str, around: Mapping[str, Any]) -> Function:
@@ -51,8 +59,8 @@ def _built(name: str, source: str, around: tuple[str, ...]) -> Function:
 def public(signature: Signature) -> str:
     """``km.ops.<name>``: returns the results, in ``out`` where one is given.
 
-    Closes over tracing, dispatched, override, unset, VARIABLES, profiler, intercepted, recording, fresh, into and
-    otherwise.
+    Closes over tracing, dispatched, profiler, intercepted, override, unset, VARIABLES, FRESH, INTO, apart, recording
+    and otherwise.
     """
     first = signature.tensors[0].name
     return "\n".join(
@@ -60,22 +68,21 @@ def public(signature: Signature) -> str:
             f"def {signature.name}({_parameters(signature, [f'{name}=None' for name in signature.outs])}):",
             "    if tracing():",
             f"        return dispatched({_listed([*_names(signature.arguments), *signature.outs])})",
-            "    if override() is None and unset(VARIABLES) and not profiler._is_profiler_enabled "
-            f"and not intercepted({first}):",
-            *_indent(_lookups(signature), 2),
+            f"    if not profiler._is_profiler_enabled and not intercepted({first}):",
+            *_indent([*_TABLES, *_lookups(signature)], 2),
             f"    return otherwise({_tuple(_names(signature.arguments))}, {_tuple(signature.outs)})",
         ]
     )
 
 
 def kernel_of_default(signature: Signature) -> str:
-    """What torch's dispatcher calls for ``name``; closes over what ``public`` does but for dispatched and profiler."""
+    """What torch's dispatcher calls for ``name``; closes over what ``public`` does from override on."""
     bare = Signature(signature.name, signature.arguments, (), signature.returns, ())
     return _kernel("default", bare, _parameters(bare), bare.arguments, ())
 
 
 def kernel_of_out(signature: Signature) -> str:
-    """What torch's dispatcher calls for ``name.out``; closes over ``into`` too."""
+    """What torch's dispatcher calls for ``name.out``."""
     return _kernel("out", signature, _parameters(signature, signature.outs), signature.arguments, signature.outs)
 
 
@@ -90,8 +97,7 @@ def _kernel(name: str, signature: Signature, parameters: str, given: Iterable[Ar
     return "\n".join(
         [
             f"def {name}({parameters}):",
-            "    if override() is None and unset(VARIABLES):",
-            *_indent(_matches(signature, outs, returns=not outs), 2),
+            *_indent([*_TABLES, *_matches(signature, outs, returns=not outs)], 1),
             f"    {returned}otherwise({_tuple(_names(given))}, {_tuple(outs)})",
         ]
     )
@@ -198,7 +204,7 @@ def _lookups(signature: Signature) -> list[str]:
     return [
         f"if {' and '.join(f'{out} is not None' for out in outs)}:",
         *_indent(_matches(signature, outs, returns=True), 1),
-        f"elif {' is '.join(outs)} is None:",
+        f"elif {' is '.join(outs)} is None:" if outs[1:] else "else:",
         *_indent(_matches(signature, (), returns=True), 1),
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,8 +74,9 @@ def _around(calls: Calls, tables: Tables, otherwise: Callable[..., Any]) -> dict
         "unset": select.environment_without,
         "VARIABLES": calls.variables,
         "recording": torch.is_grad_enabled,
-        "fresh": tables.fresh.get,
-        "into": tables.into.get,
+        "FRESH": tables.fresh.get,
+        "INTO": tables.into.get,
+        "apart": partial(calls.apart, tables),
         "otherwise": otherwise,
     }
 

@@ -114,6 +114,15 @@ def test_an_override_is_honoured_within_its_block_only(toy):
     assert counts["run"] == 5
 
 
+def test_a_call_under_an_override_is_remembered_too(toy):
+    for _ in range(2):
+        with km.override("toy_scale", backend="toy.scale[jit_cuda]"):
+            out = torch.empty_like(X)
+            toy(X, by=2.0, out=out), toy(X, by=2.0, out=out)
+            torch.testing.assert_close(out, X * 2)
+    assert counts["bind"] == 1 and counts["call"] == 4
+
+
 def test_an_override_belongs_to_its_thread(toy):
     inside, seen = threading.Event(), []
 
