@@ -84,7 +84,10 @@ def bind_with(
         inputs = 1 if second is None else 2
         straight = (*(tensor.contiguous() for tensor in tensors[:inputs]), *tensors[inputs:])
         return _copying(bind_with(variant, scalars, straight, geometry), inputs)
-    return _bound(variant, scalars, rows, x, out, tensors[-1] if outs == 2 else None, geometry)
+    bits = 0
+    for tensor in tensors:
+        bits |= tensor.data_ptr()
+    return _bound(variant, scalars, rows, x, out, tensors[-1] if outs == 2 else None, geometry, bits)
 
 
 def _copying(call: Call, inputs: int) -> Call:
@@ -102,7 +105,9 @@ def _bound(
     out: Tensor,
     total: Tensor | None,
     geometry: Geometry | str | None,
+    bits: int,
 ) -> Call:
+    """``bits``: of the tensors' addresses, or-ed. What is so aligned is compiled now, as is what is fully aligned."""
     import torch
 
     from ...contracts.tensor_checks import row_stride
@@ -132,9 +137,9 @@ def _bound(
     values += [rows.inner, rows.x_outer] + [rows.second_outer] * two if rows.inner else []
     grid = chosen.grid(parts, sm_count)
 
-    def launcher(bits: int) -> Call:
-        """For pointers whose bits, or-ed, are these."""
-        access = aligned_to(bits | step_bits, vector)
+    def launcher(low: int) -> Call:
+        """For addresses whose lowest bit is this (0: aligned as well as the rows are)."""
+        access = aligned_to(low | step_bits, vector)
         given = defines(
             variant, dtype, length, groups, weight_bias, chosen, capability, access=access, nested=rows.inner > 0
         )
@@ -142,13 +147,14 @@ def _bound(
         return built.bind(grid, *((...,) * pointers), *values)
 
     whole = aligned_to(step_bits, vector)
-    return _caller(variant.op, launch.stream_getter(), index, whole - 1, launcher(0), launcher)
+    return _caller(variant.op, launch.stream_getter(), index, whole - 1, launcher, bits)
 
 
 def _caller(
-    op: str, stream: Callable[[int], int], index: int, mask: int, aligned: Call, other: Callable[[int], Call]
+    op: str, stream: Callable[[int], int], index: int, mask: int, launcher: Callable[[int], Call], bits: int
 ) -> Call:
     """What runs at every call: pointers, a look at their alignment, the launch."""
+    aligned = launcher(0)
     less: dict[int, Call] = {}
 
     def pick_for(bits: int) -> Call:
@@ -157,8 +163,10 @@ def _caller(
             return aligned
         key = low & -low
         if key not in less:
-            less[key] = other(key)
+            less[key] = launcher(key)
         return less[key]
+
+    pick_for(bits)
 
     def rms_norm(x: Tensor, weight: Tensor, out: Tensor) -> None:
         a, b, c = x.data_ptr(), weight.data_ptr(), out.data_ptr()

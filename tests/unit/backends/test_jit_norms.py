@@ -36,6 +36,7 @@ from kernelmux.registry.discovery import registry  # noqa: E402
 from kernelmux.registry.lazy import load  # noqa: E402
 from kernelmux.registry.packages import Packages  # noqa: E402
 from kernelmux.registry.problem import Problem  # noqa: E402
+from tests.unit.backends import fake_driver  # noqa: E402
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 HOPPER, BLACKWELL = Capability(9, 0), Capability(10, 0)
@@ -264,7 +265,7 @@ def test_rows_at_two_strides_are_read_where_they_lie(host):
     assert exact_share(out, wanted) > 0.998
 
 
-# --- the rules ------------------------------------------------------------------------------------------------------------
+# --- the rules ------------------------------------------------------------------------------------------------------
 
 LENGTHS = st.one_of(st.integers(1, 600), st.integers(1, 5000).map(lambda n: 8 * n), st.integers(1, 200_000))
 CASES = st.tuples(
@@ -341,7 +342,7 @@ def test_the_packaged_table_holds_only_what_can_be_built():
                         assert fault(Geometry.parse(name), op, int(length), int(item), vector) is None
 
 
-# --- arguments ------------------------------------------------------------------------------------------------------------
+# --- arguments ------------------------------------------------------------------------------------------------------
 
 
 def test_a_geometry_is_asked_for_by_name():
@@ -412,3 +413,64 @@ def test_kernelmux_compile_has_jobs_for_each_norm():
         jobs = list(load(kernel.compile)(device, "bfloat16", {"H": 4096}))
         assert 1 <= len(jobs) <= 4
         assert all("norm_rows" in job.what for job in jobs)
+
+
+# --- launches -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def driver_of_tests(tmp_path, monkeypatch):
+    if shutil.which("gcc") is None:
+        pytest.skip("needs gcc")
+    from types import SimpleNamespace
+
+    from kernelmux.backends.jit_cuda import launch
+
+    monkeypatch.setenv("KERNELMUX_CACHE_DIR", str(tmp_path / "cache"))
+    fake = fake_driver.install(fake_driver.build(tmp_path), monkeypatch)
+    monkeypatch.setattr(launch, "stream_getter", lambda: lambda index: 77)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(multi_processor_count=132))
+    return fake
+
+
+def bound(variant, scalars, tensors, geometry=None):
+    """bind_with, for tensors that no GPU holds."""
+    two, three = variant.op != "rms_norm", variant.op == "fused_add_rms_norm"
+    rows, bits = norms.rows_of(tensors[0], tensors[1] if two else None), 0
+    for tensor in tensors:
+        bits |= tensor.data_ptr()
+    out, total = tensors[2 + two], tensors[-1] if three else None
+    return norms._bound(variant, scalars, rows, tensors[0], out, total, geometry, bits)
+
+
+def test_a_launch_hands_over_what_the_kernel_takes(driver_of_tests):
+    fake, weight = driver_of_tests, torch.ones(128, dtype=BF16)
+    heads, residual = torch.zeros(6, 5 * 128, dtype=BF16)[:, :384].view(6, 3, 128), torch.zeros(6, 3, 128, dtype=BF16)
+    out, total = torch.zeros(6, 3, 128, dtype=BF16), torch.zeros(18, 256, dtype=BF16)[:, :128].view(6, 3, 128)
+    call = bound(ADD, {"eps": 0.5, "weight_bias": 1.0}, (heads, residual, weight, out, total), "16x4")
+    fake.set(argument_count=14)
+    call(heads, residual, weight, out, total)
+    pointers = tuple(tensor.data_ptr() for tensor in (heads, weight, out, residual, total))
+    assert fake.values("PPPPPfiqqqqiqq") == (*pointers, 0.5, 18, 128, 128, 128, 256, 3, 640, 384)
+    assert (fake.config.grid[0], fake.config.block[0], fake.config.stream) == (5, 64, 77)
+
+    fake.set(argument_count=9)
+    x, z, gated = (torch.zeros(4, 128, dtype=BF16) for _ in range(3))
+    bound(GATED, {"eps": 0.25, "n_groups": 4}, (x, z, weight, gated), "1x32")(x, z, weight, gated)
+    pointers = tuple(tensor.data_ptr() for tensor in (x, weight, gated, z))
+    assert fake.values("PPPPfiqqq") == (*pointers, 0.25, 16, 128, 128, 128)
+
+
+def test_another_alignment_at_a_later_call_takes_another_kernel(driver_of_tests):
+    weight, room = torch.ones(128, dtype=BF16), torch.zeros(4 * 128 + 8, dtype=BF16)
+    x, odd = (room[shift : shift + 512].view(4, 128) for shift in (0, 1))
+    call = bound(RMS, {"eps": 1e-6}, (x, weight, x))
+    assert driver_of_tests.loads == 1
+    driver_of_tests.set(argument_count=3)
+    call(odd, weight, odd)
+    assert driver_of_tests.loads == 2
+    call(x, weight, x)
+    call(odd, weight, odd)
+    assert (driver_of_tests.loads, driver_of_tests.launches) == (2, 3)
+    assert driver_of_tests.values("PPP") == (odd.data_ptr(), weight.data_ptr(), odd.data_ptr())
