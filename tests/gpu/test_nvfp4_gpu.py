@@ -115,3 +115,54 @@ def test_the_cuda_kernel_for_few_tokens_matches_at_every_launch(m, dtype):
             assert torch.equal(got, gemv.run(wide, weights, config=tile)), tile
         assert worst_row(gemv.run(x, weights, out_dtype=torch.float32), want) <= 1e-5
     assert gemv.run(x[:0], weights).shape == (0, n)
+
+
+def every_bf16():
+    """All bf16 bit patterns, among values of their own size and, in a second copy, among others."""
+    bits = torch.arange(1 << 16, device="cuda", dtype=torch.int32)
+    mixed = bits[torch.randperm(1 << 16, device="cuda", generator=torch.Generator(device="cuda").manual_seed(0))]
+    return torch.cat((bits, mixed)).to(torch.uint16).view(torch.bfloat16).view(-1, 1024)
+
+
+def test_quantize_has_the_references_bytes_for_every_bf16_under_many_global_scales():
+    from kernelmux.backends.triton import nvfp4_quantize
+
+    x = every_bf16()
+    generator = torch.Generator().manual_seed(0)
+    factors = [2.0**e for e in range(-126, 120, 3)] + torch.exp(20 * torch.randn(200, generator=generator)).tolist()
+    for factor in factors:
+        if 0.0 < factor < 3e38:
+            scale = torch.tensor([factor], device="cuda")
+            got, want = nvfp4_quantize.quantize(x, global_scale=scale), quantize_reference(x, scale)
+            assert torch.equal(got[0], want[0]), factor
+            assert torch.equal(got[1].view(torch.uint8), want[1].view(torch.uint8)), factor
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_quantize_of_odd_shapes_and_swizzled_scales(dtype):
+    from kernelmux.backends.flashinfer.layouts import swizzle_128x4
+    from kernelmux.backends.triton import nvfp4_quantize
+
+    scale = torch.tensor(0.003, device="cuda")
+    for m, k in ((1, 16), (3, 80), (130, 2688), (4097, 4096)):
+        x = torch.randn(m, k, device="cuda", generator=torch.Generator(device="cuda").manual_seed(m)).to(dtype)
+        want = quantize_reference(x, scale)
+        got = nvfp4_quantize.quantize(x, global_scale=scale)
+        assert torch.equal(got[0], want[0]) and torch.equal(got[1].float(), want[1].float())
+        values, scales = nvfp4_quantize.quantize(x, global_scale=scale, layout="swizzled")
+        assert torch.equal(values, want[0])
+        assert torch.equal(scales.view(torch.uint8), swizzle_128x4(want[1]).view(torch.uint8))
+
+
+def test_activation_and_norm_into_nvfp4():
+    from kernelmux.backends.triton import nvfp4_quantize
+
+    x, scale = torch.randn(100, 8192, device="cuda").bfloat16(), torch.tensor([2e-3], device="cuda")
+    gate, up = x.float().chunk(2, dim=-1)
+    normed = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + 1e-6)
+    for got, want in (
+        (nvfp4_quantize.silu_and_mul_quantize(x, scale), torch.nn.functional.silu(gate) * up),
+        (nvfp4_quantize.rms_norm_quantize(x, torch.ones_like(x[0]), scale), normed),
+    ):
+        a, b = dequantize(*got, scale), dequantize(*quantize_reference(want, scale), scale)
+        assert float((a - b).norm() / b.norm()) <= 5e-3
