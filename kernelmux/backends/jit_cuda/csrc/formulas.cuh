@@ -25,6 +25,11 @@ DEVICE float fma_in_01(float a, float b, float c) { return __saturatef(__fmaf_rn
 DEVICE float over(float a, float b) { return __fdiv_rn(a, b); }
 DEVICE float plus(float a, float b) { return __fadd_rn(a, b); }  // plus and times are never fused
 DEVICE float times(float a, float b) { return __fmul_rn(a, b); }
+DEVICE float larger(float a, float b) {  // a NaN stays one
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
 #endif
 
 // ---- parts ----------------------------------------------------------------------------------------------------------

@@ -39,11 +39,7 @@ DEVICE void store_part(e4m3* to, const Vec<e4m3, N>& from) {
 
 struct Largest {  // of magnitudes; a NaN stays one
   static constexpr float NEUTRAL = 0.0f;
-  static DEVICE float of(float a, float b) {
-    float y;
-    asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
-    return y;
-  }
+  static DEVICE float of(float a, float b) { return larger(a, b); }
 };
 DEVICE float largest_of(const float (&value)[N], float so_far) {
 #pragma unroll
@@ -81,7 +77,7 @@ struct Place {
   float* scale;
 };
 
-extern "C" __global__ void __launch_bounds__(UNROLL > 2 ? 512 : 1024)
+extern "C" __global__ void __launch_bounds__(UNROLL > 1 ? 512 : 1024)
 block_scales(const DTYPE* x, e4m3* out, float* scale_out, u32 accesses, u32 per_row, u32 magic, u32 shift, u32 nothing,
              i64 x_stride, i64 out_stride, i64 scale_stride) {
   const u32 turn = blockDim.x * UNROLL;
