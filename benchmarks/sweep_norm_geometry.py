@@ -143,6 +143,7 @@ class Bench:
         self.torch, self.dtype, self.replays = torch, getattr(torch, dtype), replays
         self.properties = torch.cuda.get_device_properties(0)
         self.flush = torch.empty(4 * self.properties.L2_cache_size, dtype=torch.uint8, device="cuda")
+        self.stream = torch.cuda.Stream()
         self.pools: dict[str, object] = {}
 
     def rows(self, name: str, copies: int, rows: int, hidden: int):
@@ -217,15 +218,17 @@ class Bench:
         return exact_share(got[few], want) >= 0.99 and not bool(got.isnan().any())
 
     def graph(self, call, sets):
-        torch = self.torch
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
+        """A graph with a launch on each set. Begun by hand: torch.cuda.graph() collects garbage first."""
+        torch, graph = self.torch, self.torch.cuda.CUDAGraph()
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
             call(*sets[0])
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+            torch.cuda.synchronize()
+            graph.capture_begin()
             for tensors in sets:
                 call(*tensors)
+            graph.capture_end()
+        torch.cuda.current_stream().wait_stream(self.stream)
         return graph
 
     def times(self, graphs, launches: int) -> dict[str, float]:
