@@ -135,14 +135,14 @@ def column_candidates(rows: int, width: int, itemsize: int, sms: int) -> tuple[T
     """What a sweep times, the rule's own tile first."""
     each = vector(itemsize)
     found = [_column_rule(rows, width, itemsize, sms)]
-    for warps in (1, 2, 4, 8):
-        for k in (1, 2, 4):
-            size = warps * 32 * each * k
-            block = min(size, pow2_at_least(width))
-            height = max(1, size // block)
-            if height > max(rows, 1) or (block > width and height > 1 and width > 1024):
-                continue
-            tile = Tile(height, block, warps)
-            tiles = -(-rows // height) * -(-width // block)
-            found += [Tile(height, block, warps, *dealt) for dealt in dealings(tile, tiles, sms)]
+    for warps, k in ((1, 1), (2, 1), (4, 1), (8, 1), (4, 2), (8, 2), (4, 4)):
+        size = warps * 32 * each * k
+        block = min(size, pow2_at_least(width))
+        height = max(1, size // block)
+        if height > max(rows, 1):
+            continue
+        found.append(Tile(height, block, warps))
+        tiles = -(-rows // height) * -(-width // block)
+        if (warps, k) in ((4, 1), (8, 1), (4, 2)):
+            found += [Tile(height, block, warps, *deal) for deal in dealings(found[-1], tiles, sms) if deal[0] != 2]
     return tuple(dict.fromkeys(found))
