@@ -27,7 +27,7 @@ ROUNDS = 20
 
 @triton.jit
 def stream(x, out, count, BLOCK: tl.constexpr):
-    """Reads 16-bit words and writes one for every four of them: as many bytes each way as quantizing, but for scales."""
+    """Reads 16-bit words and writes one for every four of them: as many bytes as quantizing, less the scales."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     words = tl.load(x + at, mask=at < count, other=0).reshape(BLOCK // 4, 2, 2)
     kept = tl.sum(tl.sum(words, axis=2), axis=1).to(tl.int16)
