@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...errors import UsageError
 from ...registry.value import Value
@@ -134,19 +134,25 @@ def choose(op: str, dtype: str, accesses: int, capability: Capability, sm_count:
 def measured(capability: str, op: str, item_bytes: int) -> tuple[Band, ...]:
     """The bands that were timed, ascending; empty where none were. An op or item size that was not timed takes those of
     one that was, in the order of the file: what is moved is the same."""
-    by_op = _table().get(capability, {})
-    by_size = by_op.get(op) or next(iter(by_op.values()), {})
-    rows = by_size.get(str(item_bytes)) or next(iter(by_size.values()), [])
+    by_op = _table().get("geometries", {}).get(capability, {})
+    by_size: Mapping[str, Any] = by_op.get(op) or next(iter(by_op.values()), {})
+    rows: list[tuple[float | None, str]] = by_size.get(str(item_bytes)) or next(iter(by_size.values()), [])
     return tuple(Band(most, Geometry.parse(name)) for most, name in rows)
 
 
+def measured_row(capability: str, item_bytes: int, hidden: int) -> str | None:
+    """The name of the geometry that was fastest for rows of rms_norm_fp8 of that length, if any was timed."""
+    found: str | None = _table().get("rows", {}).get(capability, {}).get(str(item_bytes), {}).get(str(hidden))
+    return found
+
+
 @cache
-def _table() -> Mapping[str, Mapping[str, Mapping[str, list[tuple[float | None, str]]]]]:
-    if not MEASURED.exists():
-        return {}
-    found: Mapping[str, Mapping[str, Mapping[str, list[tuple[float | None, str]]]]] = json.loads(
-        MEASURED.read_text(encoding="utf-8")
-    )["geometries"]
+def _table() -> Mapping[str, Any]:
+    """``geometries``: capability -> op -> item bytes -> [[most accesses an SM, name], ...].
+
+    ``rows``: capability -> item bytes -> length -> name.
+    """
+    found: Mapping[str, Any] = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.exists() else {}
     return found
 
 

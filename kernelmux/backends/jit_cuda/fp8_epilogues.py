@@ -14,7 +14,7 @@ from ...contracts.fp8_outputs import BLOCK
 from ...errors import UsageError
 from ...registry.value import Value
 from . import launch
-from .activation_geometry import MOST_ACCESSES, Geometry, alignment_of, choose, division
+from .activation_geometry import MOST_ACCESSES, Geometry, alignment_of, choose, division, measured_row
 from .activations import COMMON_H, COMMON_M, DTYPES, Defines, geometry_of, sizes
 from .compiler import vector_bytes
 from .rows_of_tensors import capability_of, in_parts, require_gpu, signed, sm_count, uniform_rows
@@ -167,6 +167,12 @@ def row_geometries(hidden: int, dtype: str, capability: Capability) -> tuple[Row
     return tuple(found.values()) or (RowGeometry(MOST_THREADS, 1, long=True),)
 
 
+def row_geometry(hidden: int, dtype: str, capability: Capability) -> RowGeometry:
+    """How rows of that length are dealt out, however many there are: as measured on that capability, or by default."""
+    name = measured_row(str(capability), DTYPES[dtype][1], hidden)
+    return RowGeometry.parse(name) if name else row_geometries(hidden, dtype, capability)[0]
+
+
 def rms_norm_fp8(
     x: Tensor,
     weights: Tensor,
@@ -223,7 +229,7 @@ def bound_rows(
     item = DTYPES[dtype][1]
     capability = capability_of(index)
     elements = elements_of(hidden, item, capability)
-    chosen = geometry or row_geometries(hidden, dtype, capability)[0]
+    chosen = geometry or row_geometry(hidden, dtype, capability)
     (to,) = uniform_rows(out)
     scale_stride = next(iter(uniform_rows(scale_out))).stride if scale is None else 0
     runs = list(uniform_rows(x))
@@ -374,7 +380,7 @@ def rows_needed(capability: Capability, dtype: str, shape: Mapping[str, Any]) ->
     """As blocks_needed."""
     for hidden in sizes(shape.get("H"), COMMON_H):
         elements = elements_of(hidden, DTYPES[dtype][1], capability)
-        geometry = row_geometries(hidden, dtype, capability)[0]
+        geometry = row_geometry(hidden, dtype, capability)
         for static in (False, True):
             yield row_defines(hidden, dtype, geometry, elements, 32, 32, static, 0.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -553,3 +554,31 @@ def test_rows_are_found_wherever_they_lie(shape: tuple[int, ...]) -> None:
             for row in range(run.rows)
         ]
         assert torch.equal(torch.stack(found), view.reshape(-1, view.shape[-1]))
+
+
+def test_a_table_of_measured_geometries_is_what_is_chosen_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {
+        "geometries": {"9.0": {"silu_and_mul": {"2": [[100.0, "64x1-quarter"], [None, "512x2-stream"]]}}},
+        "rows": {"9.0": {"2": {"4096": "512x1"}}},
+    }
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(table))
+    monkeypatch.setattr(activation_geometry, "MEASURED", path)
+    for cached in (activation_geometry._table, activation_geometry.measured):
+        cached.cache_clear()
+    try:
+        nine, ten = Capability(9, 0), Capability(10, 0)
+
+        def chosen(op: str, dtype: str, accesses: int, where: Capability) -> str:
+            return activation_geometry.choose(op, dtype, accesses, where, 10).name
+
+        assert chosen("silu_and_mul", "bfloat16", 1000, nine) == "64x1-quarter"
+        assert chosen("silu_and_mul", "bfloat16", 1001, nine) == "512x2-stream"
+        assert chosen("relu2", "float32", 1001, nine) == "512x2-stream"  # what was not timed goes by what was
+        assert chosen("silu_and_mul_fp8", "bfloat16", 10, nine) == "64x1"
+        assert chosen("silu_and_mul", "bfloat16", 10**6, ten) == activation_geometry.BANDS[-1].geometry.name
+        assert fp8_epilogues.row_geometry(4096, "bfloat16", nine).name == "512x1"
+        assert fp8_epilogues.row_geometry(4096, "bfloat16", ten).name != "512x1"
+    finally:
+        for cached in (activation_geometry._table, activation_geometry.measured):
+            cached.cache_clear()
