@@ -26,6 +26,7 @@ _PLACE = re.compile(r"^(\S+?)\((\d+)\): *(?:catastrophic )?error", re.MULTILINE)
 _USAGE = re.compile(r"Compiling entry function '(\w+)'(.*?)(?=ptxas info *: Compiling entry function|\Z)", re.DOTALL)
 _QUIET = re.compile(r"^(?:ptxas .*|\s*)$\n?", re.MULTILINE)
 
+_NO_CACHE = "--no-cache"
 _compiling = threading.Lock()
 
 
@@ -105,7 +106,7 @@ def compile_read(
             f"Another release may: `{command(Packages.installed(), FIRST_NVRTC.get(_dotted(arch), ''))}`."
         )
     (_, text), headers = source.texts[0], source.texts[1:]
-    given = options(defines, arch, fast=fast)
+    given = (*options(defines, arch, fast=fast), *no_cache())
     with _compiling:  # NVRTC takes one at a time anyway, and so does CuPy's binding of it
         program = nvrtc.createProgram(
             text, source.name, [text.encode() for _, text in headers], [name.encode() for name, _ in headers]
@@ -182,6 +183,20 @@ def binding() -> Any:
         except Exception:
             raise MissingPackage("NVRTC", "compiling a CUDA kernel", command(Packages.installed())) from None
     return nvrtc
+
+
+@cache
+def no_cache() -> tuple[str, ...]:
+    """What keeps NVRTC from its own cache, if it knows the word: a hit there tells no registers and no spills."""
+    nvrtc = binding()
+    program = nvrtc.createProgram("", "empty.cu", [], [])
+    try:
+        nvrtc.compileProgram(program, (_NO_CACHE,))
+    except nvrtc.NVRTCError:
+        return ()
+    finally:
+        nvrtc.destroyProgram(program)
+    return (_NO_CACHE,)
 
 
 def _preload() -> None:
