@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...errors import BadShape, UsageError
+from ..triton import nvfp4_weight_only
+from ..triton.nvfp4_configs import few_at
 from ..triton.nvfp4_planes import PlanesWeights, prepare
 from . import driver, launch
 from .nvfp4_gemv_rules import ENTRY, MOST_TOKENS, SOURCE, GemvTile, candidates, defines, fault, heuristic
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["MOST_TOKENS", "GemvTile", "candidates", "prepare", "run", "takes"]
+__all__ = ["MOST_TOKENS", "GemvTile", "candidates", "prepare", "run", "run_any", "takes"]
 
 _DTYPES = (torch.bfloat16, torch.float16)
 _launchers: dict[Any, tuple[int, Callable[..., None]]] = {}
@@ -47,6 +49,19 @@ def run(
     if m:
         _launch(rows, weights, out, config)
     return out.reshape(*x.shape[:-1], weights.n)
+
+
+def run_any(x: Tensor, weights: PlanesWeights, *, config: Any = None, out_dtype: torch.dtype | None = None) -> Tensor:
+    """x of any number of rows: few here, more by the Triton kernel. ``config`` is either's launch."""
+    m = x.numel() // x.shape[-1] if x.shape[-1] else 0
+    tile = config.at(m) if hasattr(config, "at") else config
+    if tile is None and x.is_cuda and 0 < m <= MOST_TOKENS:
+        index = x.device.index if x.device.index is not None else torch.cuda.current_device()
+        sms = torch.cuda.get_device_properties(index).multi_processor_count
+        tile = few_at(m, weights.n, weights.k, sms, driver.capability(index))
+    if isinstance(tile, GemvTile):
+        return run(x, weights, config=tile, out_dtype=out_dtype)
+    return nvfp4_weight_only.run(x, weights, config=tile, out_dtype=out_dtype)
 
 
 def _launch(x: Tensor, weights: PlanesWeights, out: Tensor, tile: GemvTile | None) -> None:

@@ -15,8 +15,9 @@ from ...errors import BadShape, UsageError
 from . import jit_guard
 from . import nvfp4_weight_only_kernels as kernels
 from .nvfp4_arguments import gemm_arguments
+from .nvfp4_configs import tile_at
 from .nvfp4_planes import PlanesWeights, prepare
-from .nvfp4_rules import Nvfp4Tile, heuristic, most_split
+from .nvfp4_rules import Nvfp4Tile, most_split
 from .nvfp4_shape import CHUNK, WORDS
 
 if TYPE_CHECKING:
@@ -35,12 +36,6 @@ def _facts(index: int) -> tuple[int, tuple[int, int]]:
     """(SMs, capability) of a live GPU."""
     found = torch.cuda.get_device_properties(index)
     return found.multi_processor_count, (found.major, found.minor)
-
-
-@lru_cache(maxsize=4096)
-def default_tile(m: int, n: int, k: int, index: int) -> Nvfp4Tile:
-    sms, capability = _facts(index)
-    return heuristic(m, n, k, sms, capability)
 
 
 def run(
@@ -64,7 +59,7 @@ def run(
         m = rows.shape[0]
         tile = config.at(m) if hasattr(config, "at") else config
         if tile is None:
-            tile = default_tile(m, weights.n, weights.k, x.device.index or 0)
+            tile = tile_at(m, weights.n, weights.k, *_facts(x.device.index or 0))
         launch(rows, weights, out, tile)
     return out.reshape(*x.shape[:-1], weights.n)
 
