@@ -6,6 +6,7 @@ A ratio above 1 says that ours is faster; it is the median time of cuBLAS over o
 
     python benchmarks/bench_nvfp4_gemm.py --out result.json
     python benchmarks/bench_nvfp4_gemm.py --sweep [--part 1/2] --out sweep.json    # every candidate; the best is named
+    python benchmarks/bench_nvfp4_gemm.py --write-table sweep.json ...    # into kernelmux: what launches take from then on
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,9 @@ from kernelmux.backends.jit_cuda import cache as jit_cache
 from kernelmux.backends.jit_cuda import nvfp4_gemv
 from kernelmux.backends.jit_cuda import nvfp4_gemv_rules as gemv_rules
 from kernelmux.backends.jit_cuda.nvfp4_gemv_rules import GemvTile
-from kernelmux.backends.triton import nvfp4_planes, nvfp4_weight_only
+from kernelmux.backends.triton import nvfp4_configs, nvfp4_planes, nvfp4_weight_only
 from kernelmux.backends.triton.nvfp4_compile import compile_facts
-from kernelmux.backends.triton.nvfp4_rules import DECODE, Nvfp4Tile, candidates, heuristic
+from kernelmux.backends.triton.nvfp4_rules import DECODE, Nvfp4Tile, candidates
 from kernelmux.contracts.nvfp4_math import dequantize, quantize_reference
 from kernelmux.device import Capability, detect
 
@@ -161,7 +163,9 @@ def measure(weight: Weight, m: int, tiles: list[Nvfp4Tile], gemvs: list[GemvTile
     best_name = min(mine, key=mine.__getitem__)
     peak_bytes = weight.packed_bytes + 2 * m * (weight.k + weight.n)
     return {
-        "n": weight.n, "k": weight.k, "m": m, "calls": calls, "us": times, "p10_p90": spread, "first_us": first,
+        "n": weight.n, "k": weight.k, "m": m, "calls": calls,
+        "launches": {tile.short(): tile.to_json() for tile in tiles if tile.short() in times}
+        | {f"gemv {tile.short()}": asdict(tile) for tile in gemvs if f"gemv {tile.short()}" in times}, "us": times, "p10_p90": spread, "first_us": first,
         "best": best_name, "ratio": round(times["cublas bf16"] / mine[best_name], 3),
         "gbs": round(peak_bytes / mine[best_name] * 1e-3, 1),
         "tflops": round(2 * m * weight.n * weight.k / mine[best_name] * 1e-6, 1),
@@ -212,6 +216,32 @@ def ceilings() -> dict[str, float]:
     return {"copy_gbs": 4 * big.numel() / copy * 1e-6, "bf16_tflops": 2 * 8192**3 / product * 1e-9}
 
 
+def write_table(sweeps: list[Path]) -> None:
+    """The fastest launch of each kind for every swept size, by capability, into the packaged table."""
+    table: dict[str, Any] = {"device": "", "launches": {}}
+    if nvfp4_configs.TABLE.exists():
+        table = json.loads(nvfp4_configs.TABLE.read_text(encoding="utf-8"))
+    for path in sweeps:
+        read = json.loads(path.read_text(encoding="utf-8"))
+        table["device"] = read["device"]
+        shapes = table["launches"].setdefault(read["capability"], {})
+        for row in read["rows"]:
+            kinds = shapes.setdefault(f"{row['n']},{row['k']}", {})
+            for kind in ("triton", "gemv"):
+                mine = {
+                    name: us for name, us in row["us"].items()
+                    if name in row["launches"] and name.startswith("gemv ") == (kind == "gemv")
+                }  # fmt: skip
+                if not mine:
+                    continue
+                best = min(mine, key=mine.__getitem__)
+                # From 17 tokens on the kernel for few is listed only where it wins.
+                if kind == "triton" or row["m"] <= 16 or best == row["best"]:
+                    kinds.setdefault(kind, {})[str(row["m"])] = row["launches"][best]
+    nvfp4_configs.TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    print(f"wrote {nvfp4_configs.TABLE}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweep", action="store_true", help="time every candidate, not only the chosen launch")
@@ -220,7 +250,11 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="*", help="N,K ...")
     parser.add_argument("--seconds", type=float, default=100, help="start no measurement after so long")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--write-table", nargs="+", type=Path, metavar="SWEEP")
     args = parser.parse_args()
+    if args.write_table:
+        write_table(args.write_table)
+        return
     begun = time.perf_counter()
     device = detect(0)
     capability = torch.cuda.get_device_capability()
@@ -233,7 +267,7 @@ def main() -> None:
     def tiles_for(m: int, n: int, k: int) -> list[Nvfp4Tile]:
         if args.sweep:
             return list(candidates(m, n, k, capability))
-        chosen = heuristic(m, n, k, properties.multi_processor_count, capability)
+        chosen = nvfp4_configs.tile_at(m, n, k, properties.multi_processor_count, capability)
         return [chosen] if chosen == DECODE else [chosen, DECODE]
 
     def gemvs_for(m: int, n: int, k: int) -> list[GemvTile]:
@@ -241,7 +275,7 @@ def main() -> None:
             return []
         if args.sweep:
             return list(gemv_rules.candidates(m, n, k, capability))
-        chosen = gemv_rules.heuristic(m, n, k, properties.multi_processor_count, capability)
+        chosen = nvfp4_configs.few_at(m, n, k, properties.multi_processor_count, capability)
         return [] if chosen is None else [chosen]
 
     wanted = {
@@ -251,7 +285,7 @@ def main() -> None:
     compiled = compile_ahead(wanted, f"{capability[0]}.{capability[1]}")
     print(f"compiled {len(compiled)} kernels in {time.perf_counter() - begun:.0f} s", flush=True)
     result: dict[str, Any] = {
-        "device": device.torch_name, "torch": torch.__version__, "triton": triton.__version__,
+        "device": device.torch_name, "capability": f"{capability[0]}.{capability[1]}", "torch": torch.__version__, "triton": triton.__version__,
         "python": platform.python_version(), "sms": properties.multi_processor_count,
         "ceilings": ceilings(), "compiled": compiled, "rows": [],
     }  # fmt: skip
