@@ -6,7 +6,7 @@ A ratio above 1 says that ours is faster; it is the median time of cuBLAS over o
 
     python benchmarks/bench_nvfp4_gemm.py --out result.json
     python benchmarks/bench_nvfp4_gemm.py --sweep [--part 1/2] --out sweep.json    # every candidate; the best is named
-    python benchmarks/bench_nvfp4_gemm.py --write-table sweep.json ...    # into kernelmux: what launches take from then on
+    python benchmarks/bench_nvfp4_gemm.py --write-table sweep.json ...    # what launches take from then on
 """
 
 from __future__ import annotations
@@ -161,11 +161,13 @@ def measure(weight: Weight, m: int, tiles: list[Nvfp4Tile], gemvs: list[GemvTile
     spread = {name: [round(q, 3) for q in statistics.quantiles(us, n=10)[::8]] for name, us in samples.items()}
     mine = {name: us for name, us in times.items() if name != "cublas bf16"}
     best_name = min(mine, key=mine.__getitem__)
+    launches: dict[str, Any] = {tile.short(): tile.to_json() for tile in tiles}
+    launches |= {f"gemv {tile.short()}": asdict(tile) for tile in gemvs}
     peak_bytes = weight.packed_bytes + 2 * m * (weight.k + weight.n)
     return {
         "n": weight.n, "k": weight.k, "m": m, "calls": calls,
-        "launches": {tile.short(): tile.to_json() for tile in tiles if tile.short() in times}
-        | {f"gemv {tile.short()}": asdict(tile) for tile in gemvs if f"gemv {tile.short()}" in times}, "us": times, "p10_p90": spread, "first_us": first,
+        "launches": {name: launches[name] for name in times if name in launches},
+        "us": times, "p10_p90": spread, "first_us": first,
         "best": best_name, "ratio": round(times["cublas bf16"] / mine[best_name], 3),
         "gbs": round(peak_bytes / mine[best_name] * 1e-3, 1),
         "tflops": round(2 * m * weight.n * weight.k / mine[best_name] * 1e-6, 1),
@@ -285,7 +287,8 @@ def main() -> None:
     compiled = compile_ahead(wanted, f"{capability[0]}.{capability[1]}")
     print(f"compiled {len(compiled)} kernels in {time.perf_counter() - begun:.0f} s", flush=True)
     result: dict[str, Any] = {
-        "device": device.torch_name, "capability": f"{capability[0]}.{capability[1]}", "torch": torch.__version__, "triton": triton.__version__,
+        "device": device.torch_name, "capability": f"{capability[0]}.{capability[1]}",
+        "torch": torch.__version__, "triton": triton.__version__,
         "python": platform.python_version(), "sms": properties.multi_processor_count,
         "ceilings": ceilings(), "compiled": compiled, "rows": [],
     }  # fmt: skip
