@@ -121,7 +121,7 @@ def every_bf16():
     """All bf16 bit patterns, among values of their own size and, in a second copy, among others."""
     bits = torch.arange(1 << 16, device="cuda", dtype=torch.int32)
     mixed = bits[torch.randperm(1 << 16, device="cuda", generator=torch.Generator(device="cuda").manual_seed(0))]
-    return torch.cat((bits, mixed)).to(torch.uint16).view(torch.bfloat16).view(-1, 1024)
+    return torch.cat((bits, mixed)).to(torch.int16).view(torch.bfloat16).view(-1, 1024)
 
 
 def test_quantize_has_the_references_bytes_for_every_bf16_under_many_global_scales():
