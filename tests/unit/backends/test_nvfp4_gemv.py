@@ -1,11 +1,15 @@
 """The CUDA C++ kernel for NVFP4 weights and few tokens: compiled for GPUs that are not here, its launches as data."""
 
+import ctypes
 import re
+import shutil
 import subprocess
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from kernelmux.backends.jit_cuda.compiler import SOURCES
 from kernelmux.backends.jit_cuda.nvfp4_gemv_rules import (
     ENTRY,
     MOST_TOKENS,
@@ -78,3 +82,62 @@ def test_a_choice_keeps_every_multiprocessor_busy():
             assert tile is not None and tile.grid(n) >= 120 and tile.grid(n) % tile.cluster == 0
     assert heuristic(33, 4096, 4096, 132, (9, 0)) is None
     assert heuristic(4, 4096, 4096, 108, (8, 0)).cluster == 1
+
+
+def on_host(folder, tile, m, x, weights, out):
+    """Runs the kernel's own source on the host."""
+    given = dict(defines(tile, m, str(x.dtype)[6:], str(out.dtype)[6:]))
+    source = (SOURCES / f"{SOURCE}.cu").read_text()
+    kernel = folder / "kernel.cu"
+    kernel.write_text(re.sub(r"^#include .*$", "", source, flags=re.MULTILINE))
+    library = folder / f"{tile.short().replace(' ', '')}-{m}-{x.dtype}.so"
+    made = subprocess.run(
+        ["g++", "-O1", "-std=c++17", "-march=native", "-w", "-shared", "-fPIC", f"-DGEMV=\"{kernel}\"",
+         *(f"-D{name}={value}" for name, value in given.items()), "-o", str(library),
+         str(Path(__file__).parent / "nvfp4_gemv_on_host.cpp")], capture_output=True, text=True,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr[-3000:]
+    tensors = (x, weights.words, weights.scales, weights.factor)
+    pointers = [ctypes.c_uint64(t.data_ptr()) for t in (*tensors, out)]
+    numbers = [ctypes.c_int32(v) for v in (m, weights.n, weights.k, weights.words.shape[1])]
+    strides = [ctypes.c_int64(x.stride(0)), ctypes.c_int64(out.stride(0))]
+    values = [*pointers, *numbers, *strides]
+    array = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+    ends = [end for t in tensors for end in (t.data_ptr(), t.data_ptr() + _reach(t))]
+    ranges = (ctypes.c_uint64 * len(ends))(*ends)
+    ctypes.CDLL(str(library)).run(tile.grid(weights.n), tile.shared_bytes(m, weights.k), array, ranges, len(tensors))
+
+
+def _reach(t):
+    return (sum((size - 1) * step for size, step in zip(t.shape, t.stride(), strict=True)) + 1) * t.element_size()
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k", "tile", "dtype"),
+    [
+        (1, 64, 256, GemvTile(2, 2, 1), "bfloat16"),
+        (5, 136, 784, GemvTile(2, 2, 2), "bfloat16"),  # rows beyond N, a part of a chunk, uneven parts of K
+        (16, 64, 1024, GemvTile(4, 1, 4), "bfloat16"),
+        (11, 72, 512, GemvTile(2, 1, 4), "float16"),  # more blocks in a cluster than chunks
+        (29, 64, 512, GemvTile(2, 2, 2), "bfloat16"),
+    ],
+)
+def test_its_source_multiplies_right_when_run_on_the_host(tmp_path, m, n, k, tile, dtype):
+    torch = pytest.importorskip("torch")
+    if shutil.which("g++") is None:
+        pytest.skip("no g++")
+    from kernelmux.backends.triton.nvfp4_planes import prepare
+    from kernelmux.contracts.nvfp4_math import gemm_reference, quantize_reference
+
+    generator = torch.Generator().manual_seed(m)
+    wide = torch.randn(m, k + 16, generator=generator).to(getattr(torch, dtype))
+    spread = torch.exp(torch.randn(n, k // 16, generator=generator)).repeat_interleave(16, 1)
+    weight = torch.randn(n, k, generator=generator) * spread * k**-0.5
+    factor = (weight.abs().amax() / (448 * 6)).reshape(1)
+    w, w_scale = quantize_reference(weight, factor)
+    out = torch.full((m, n + 3), float("nan"))
+    x = wide[:, :k]
+    on_host(tmp_path, tile, m, x, prepare(w=w, w_scale=w_scale, w_global_scale=factor), out)
+    want = gemm_reference(x, w, w_scale, factor)
+    assert float((out[:, :n] - want).norm() / want.norm()) <= 1e-6
+    assert out[:, n:].isnan().all()

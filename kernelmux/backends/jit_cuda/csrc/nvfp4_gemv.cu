@@ -12,58 +12,11 @@
 // DTYPE: bf16 | fp16 of x; OUT: bf16 | fp16 | fp32; TOKEN_TILES (of 8); ROW_TILES (of 16, a warp); WARPS; CLUSTER;
 // BLOCKS: how many a multiprocessor should hold at least.
 #include "common.cuh"
+#include "nvfp4_machine.cuh"
 
 constexpr int THREADS = WARPS * 32;
 constexpr int BLOCK_ROWS = WARPS * ROW_TILES * 16;
 constexpr int PITCH = BLOCK_ROWS + 4;  // of the sums: four lanes of a group write to four banks
-
-template <typename T>
-struct Half2;
-template <>
-struct Half2<bf16> {
-  static DEVICE u32 scales(u32 bits) { return (bits & 0x0FF00FF0u) | 0x70007000u; }
-  static DEVICE u32 place(u32 r) { return r; }
-  // r * the low half of s, r * the high half of s
-  static DEVICE u32 times_low(u32 r, u32 s) {
-    u32 y;
-    asm("{.reg .b16 l, h; .reg .b32 d; mov.b32 {l, h}, %2; mov.b32 d, {l, l}; fma.rn.bf16x2 %0, %1, d, %3;}"
-        : "=r"(y) : "r"(r), "r"(s), "r"(0x80008000u));
-    return y;
-  }
-  static DEVICE u32 times_high(u32 r, u32 s) {
-    u32 y;
-    asm("{.reg .b16 l, h; .reg .b32 d; mov.b32 {l, h}, %2; mov.b32 d, {h, h}; fma.rn.bf16x2 %0, %1, d, %3;}"
-        : "=r"(y) : "r"(r), "r"(s), "r"(0x80008000u));
-    return y;
-  }
-  static DEVICE void mma(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-  }
-};
-template <>
-struct Half2<fp16> {
-  static DEVICE u32 scales(u32 bits) { return (bits & 0x0FF00FF0u) << 3; }
-  static DEVICE u32 place(u32 r) { return (r & 0x80008000u) | ((r << 3) & 0x0E000E00u); }
-  static DEVICE u32 times_low(u32 r, u32 s) {
-    u32 y;
-    asm("{.reg .b16 l, h; .reg .b32 d; mov.b32 {l, h}, %2; mov.b32 d, {l, l}; mul.rn.f16x2 %0, %1, d;}"
-        : "=r"(y) : "r"(r), "r"(s));
-    return y;
-  }
-  static DEVICE u32 times_high(u32 r, u32 s) {
-    u32 y;
-    asm("{.reg .b16 l, h; .reg .b32 d; mov.b32 {l, h}, %2; mov.b32 d, {h, h}; mul.rn.f16x2 %0, %1, d;}"
-        : "=r"(y) : "r"(r), "r"(s));
-    return y;
-  }
-  static DEVICE void mma(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-  }
-};
 
 // The pair of plane PLANE in a register of packed words, before its scale.
 template <int PLANE>
@@ -109,44 +62,11 @@ DEVICE void plane(const Chunk& chunk, int piece, const u32 (&s)[ROW_TILES][2], c
   }
 }
 
-DEVICE u32 shared_address(const void* at) { return static_cast<u32>(__cvta_generic_to_shared(at)); }
-
-// 16 bytes of x into shared memory; zeros where there are none.
-DEVICE void copy_async(void* to, const void* from, bool inside) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(inside ? 16 : 0)
-               : "memory");
-}
-
-DEVICE float read_sum(const float* at, int rank) {
-#if CLUSTER > 1
-  u32 there;
-  float value;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(at)), "r"(rank));
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(there) : "memory");
-  return value;
-#else
-  return *at;
-#endif
-}
-DEVICE void cluster_arrive() {
-#if CLUSTER > 1
-  asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
-#endif
-}
-DEVICE void cluster_wait() {
-#if CLUSTER > 1
-  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
-#endif
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-#if CLUSTER > 1
-    __cluster_dims__(CLUSTER, 1, 1)
-#endif
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) OF_A_CLUSTER
     nvfp4_gemv(const DTYPE* __restrict__ x, const u32* __restrict__ words, const u32* __restrict__ scales,
                const float* __restrict__ factor, OUT* __restrict__ out, int M, int N, int K, int ROWS, i64 stride_x,
                i64 stride_out) {
-  extern __shared__ __align__(128) u8 space[];
+  SHARED_SPACE(space);
   DTYPE* const slab = reinterpret_cast<DTYPE*>(space);  // [8 * TOKEN_TILES, pitch]
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   const int rank = blockIdx.x % CLUSTER, first_row = blockIdx.x / CLUSTER * BLOCK_ROWS;
@@ -190,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     const bool inside = k < K;
     copy_async(slab + token * pitch + (piece ^ ((token & 1) << 1)) * 8, x + token * stride_x + (inside ? k : 0), inside);
   }
-  asm volatile("cp.async.wait_all;" ::: "memory");
+  copies_done();
   __syncthreads();
   pdl_launch();
 
@@ -233,9 +153,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       to[PITCH + 8] = sums[tile][token][3];
     }
   }
-  __syncthreads();
-  cluster_arrive();
-  cluster_wait();
+  cluster_barrier();
   constexpr int MINE = BLOCK_ROWS / CLUSTER;
   const float by = *factor;
   for (int i = threadIdx.x; i < M * MINE; i += THREADS) {
@@ -245,6 +163,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     for (int part = 0; part < CLUSTER; ++part) total += read_sum(parts + token * PITCH + row, part);
     if (first_row + row < N) out[token * stride_out + first_row + row] = from_float<OUT>(total * by);
   }
-  cluster_arrive();  // nobody leaves while another may still read from its shared memory
-  cluster_wait();
+  cluster_barrier();  // nobody leaves while another may still read from its shared memory
 }
