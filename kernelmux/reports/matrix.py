@@ -39,9 +39,9 @@ Packed JSON, what pages embed and the history keeps: the same values, each text 
      "results": [{...}, ...],                                                       as in plain JSON
      "cells": [[case, device, m, kind, outcome, result], ...]}                      see matrix_packed.CELL_FIELDS
 
-``matrix_packed.unpack`` reads it. In an outcome the first ten are indices into texts (-1: null), ``conditions`` a list of such, ``outranked`` a list of
-[backend, kernel, by] of such, ``rejected`` a list of indices into reasons. In a cell ``device`` counts in
-``header.devices``, ``kind`` in KINDS, ``outcome`` and ``result`` in their tables (-1: none).
+``matrix_packed.unpack`` reads it. In an outcome the first ten are indices into texts (-1: null), ``conditions`` a list
+of such, ``outranked`` a list of [backend, kernel, by] of such, ``rejected`` a list of indices into reasons. In a cell
+``device`` counts in ``header.devices``, ``kind`` in KINDS, ``outcome`` and ``result`` in their tables (-1: none).
 
 A cell's ``key`` is its identity over versions, for comparison and deep links: op/scheme/variant/dtype/shape/device/M,
 and the kernel's name at the end for kinds other than chosen, whose word goes in front; each part with its slashes and
@@ -96,8 +96,8 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     ``explanation`` is compulsory unless ``status`` is ok. ``error`` is the worst row's error over the one allowed: at
     most 1 is right. ``peak_bytes`` is what a call allocates at its height beyond its inputs. ``capture``: whether it
     ran in a CUDA graph and gave the same. ``deterministic``: whether repeated calls gave the same bits.
-    ``first_call_ms`` is a fresh process's first call, compilation included. ``floor_us`` is the roofline's least time for ``flops``
-    and ``bytes``, by the rates in ``header.devices``; ``bound`` is memory or compute.
+    ``first_call_ms`` is a fresh process's first call, compilation included. ``floor_us`` is the roofline's least time
+    for ``flops`` and ``bytes``, by the rates in ``header.devices``; ``bound`` is memory or compute.
 
     Of compiled kernels: the largest of each over all ``jobs``; ``spills`` are bytes of local memory a thread.
     """
