@@ -1,4 +1,4 @@
-"""NVFP4 in torch: how values are quantized, to the bit; references, meta functions, checks, example inputs.
+"""NVFP4 in torch: how values are quantized, to the bit; references and meta functions. These are the specification.
 
 What is specified, all in fp32 with subnormals kept:
 
@@ -8,6 +8,10 @@ What is specified, all in fp32 with subnormals kept:
 - an infinite x becomes 6 of its sign under a block scale of 448; its finite neighbours are quantized under that scale;
 - a NaN makes the scale of its block NaN (0x7F) and all 16 codes 7, so that the block dequantizes to NaN.
 
+What was dequantized to fp32 quantizes to the same bytes where the stored scale is 0 or its e4m3 code is at least 3, as
+long as the products are normal numbers (tests/unit/contracts/test_nvfp4_exhaustive.py; codes 1 and 2 are exceptions:
+a scale that was rounded up to them leaves less than 5 of 6 for the largest value).
+
 Imported only where torch is about to be used.
 """
 
@@ -16,24 +20,62 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import BadShape
-from .nvfp4 import GROUP, LAYOUTS
-from .tensor_checks import (
-    FLOATS,
-    require_contiguous_last,
-    require_dtype,
-    require_rows,
-    require_same_device,
-    words,
+from .norms_math import rms_norm_reference as norm_reference
+from .nvfp4 import GROUP
+from .nvfp4_checks import (
+    FP8,
+    check_dequantize,
+    check_gemm,
+    check_gemm_weights,
+    check_mm,
+    check_quantize,
+    check_rms_norm,
+    check_silu_and_mul,
+    check_weights,
+    require_usable_factor,
 )
+from .nvfp4_layouts import laid_out, linear, scale_shape
+
+__all__ = [
+    "E2M1",
+    "check_dequantize",
+    "check_gemm",
+    "check_gemm_weights",
+    "check_mm",
+    "check_quantize",
+    "check_rms_norm",
+    "check_silu_and_mul",
+    "check_weights",
+    "decoded",
+    "dequantize",
+    "dequantize_meta",
+    "dequantize_reference",
+    "e2m1_codes",
+    "e2m1_values",
+    "gemm_examples",
+    "gemm_meta",
+    "gemm_reference",
+    "mm_meta",
+    "mm_reference",
+    "pack",
+    "quantize_examples",
+    "quantize_meta",
+    "quantize_reference",
+    "require_usable_factor",
+    "rms_norm_meta",
+    "rms_norm_reference",
+    "silu_and_mul_meta",
+    "silu_and_mul_reference",
+    "unpack",
+    "usual_factor",
+]  # fmt: skip
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 LARGEST = 6.0
 LARGEST_SCALE = 448.0
-_WIDE = (torch.bfloat16, torch.float16)
-_OUTPUTS = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def e2m1_codes(values: Tensor) -> Tensor:
@@ -66,78 +108,74 @@ def unpack(packed: Tensor) -> Tensor:
 
 
 def quantize_reference(x: Tensor, global_scale: Tensor, layout: str = "linear") -> tuple[Tensor, Tensor]:
-    """Return (packed uint8 [..., K/2], block scales e4m3 [..., K/16]) of x [..., K], as specified above."""
+    """Return (packed uint8 [..., K/2], e4m3 block scales in that layout) of x [..., K], as specified above."""
     factor = global_scale.float().reshape(())
     blocks = x.float().unflatten(-1, (x.shape[-1] // GROUP, GROUP))
     ideal = blocks.abs().amax(dim=-1) / (LARGEST * factor)
-    scale = ideal.clamp(max=LARGEST_SCALE).to(torch.float8_e4m3fn)
+    scale = ideal.clamp(max=LARGEST_SCALE).to(FP8)
     unit = (scale.float() * factor).unsqueeze(-1)
     values = torch.where(unit == 0, blocks * 0.0, blocks / unit)
-    return pack(e2m1_codes(values).flatten(-2)), scale
+    return pack(e2m1_codes(values).flatten(-2)), laid_out(scale, layout)
 
 
 def dequantize(packed: Tensor, scale: Tensor, global_scale: Tensor) -> Tensor:
-    """fp32 [..., K] of bytes [..., K/2], e4m3 scales [..., K/16] and the global scale."""
+    """fp32 [..., K] of bytes [..., K/2], linear e4m3 scales [..., K/16] and the global scale."""
     values = e2m1_values(unpack(packed)).unflatten(-1, (scale.shape[-1], GROUP))
     return (values * (scale.float() * global_scale.float().reshape(())).unsqueeze(-1)).flatten(-2)
 
 
-def quantize_meta(x: Tensor, global_scale: Tensor, layout: str = "linear") -> tuple[Tensor, Tensor]:
-    """(uint8 [..., K/2], e4m3 [..., K/16]) on x's device, unwritten. Checks the arguments as a call does."""
-    check_quantize(x, global_scale, layout)
-    rows, depth = x.shape[:-1], x.shape[-1]
-    return (
-        x.new_empty((*rows, depth // 2), dtype=torch.uint8),
-        x.new_empty((*rows, depth // GROUP), dtype=torch.float8_e4m3fn),
-    )
+def dequantize_reference(
+    x: Tensor,
+    scale: Tensor,
+    global_scale: Tensor,
+    layout: str = "linear",
+    *,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return [..., K] fp32: e2m1 * (block scale * global scale), each product in fp32."""
+    lead = tuple(x.shape[:-1])
+    return dequantize(x, linear(scale, lead, 2 * x.shape[-1], layout), global_scale)
 
 
-def check_quantize(x: Tensor, global_scale: Tensor, layout: str = "linear") -> None:
-    """Raise BadShape naming the first argument that does not fit: x [..., K] with K % 16 == 0, one fp32 scale."""
-    require_rows("nvfp4_quantize", "x", x, "K")
-    require_dtype("nvfp4_quantize", "x", x, FLOATS)
-    if x.shape[-1] % GROUP:
-        raise BadShape(f"nvfp4_quantize: K={x.shape[-1]}, the last size of x, must be a multiple of {GROUP}.")
-    if layout not in LAYOUTS:
-        raise BadShape(f"nvfp4_quantize: unknown layout {layout!r} of the block scales; use {' or '.join(LAYOUTS)}.")
-    _check_factor("nvfp4_quantize", "global_scale", global_scale, x)
+def silu_and_mul_reference(x: Tensor, global_scale: Tensor, layout: str = "linear") -> tuple[Tensor, Tensor]:
+    """NVFP4 of silu(gate) * up, computed in fp32 and rounded nowhere but to NVFP4."""
+    gate, up = x.float().chunk(2, dim=-1)
+    return quantize_reference(F.silu(gate) * up, global_scale, layout)
 
 
-def check_quantize_values(x: Tensor, weights: None = None, *, global_scale: Tensor, **_: object) -> None:
-    """Raise BadShape unless the global scale is a positive, finite number. Waits for the device."""
-    require_usable_factor("nvfp4_quantize", "global_scale", global_scale)
+def rms_norm_reference(
+    x: Tensor,
+    weight: Tensor,
+    global_scale: Tensor,
+    eps: float = 1e-6,
+    weight_bias: float = 0.0,
+    layout: str = "linear",
+) -> tuple[Tensor, Tensor]:
+    """NVFP4 of the norm's fp32 product with its weight, which is rounded nowhere but to NVFP4."""
+    return quantize_reference(norm_reference(x, weight, eps, weight_bias), global_scale, layout)
 
 
-def require_usable_factor(op: str, name: str, factor: Tensor) -> None:
-    """Raise BadShape unless the factor is a positive, finite number. Waits for the device."""
-    value = float(factor)
-    if not 0.0 < value < float("inf"):
-        raise BadShape(f"{op}: {name} must be a positive, finite number, usually amax / (448 * 6); it is {value}.")
+def decoded(results: tuple[Tensor, Tensor], *, layout: str = "linear", **_: object) -> tuple[Tensor, Tensor]:
+    """What packed results mean, fp32: the values [..., K] without the global scale, and their linear block scales."""
+    packed, scale = results
+    found = linear(scale, tuple(packed.shape[:-1]), 2 * packed.shape[-1], layout)
+    return dequantize(packed, found, scale.new_ones((), dtype=torch.float32)), found.float()
 
 
-def _check_factor(op: str, name: str, factor: Tensor, x: Tensor) -> None:
-    if factor.numel() != 1 or factor.dtype != torch.float32:
-        raise BadShape(
-            f"{op}: {name} must be one float32 number, [] or [1]; got {list(factor.shape)} of {words((factor.dtype,))}."
-        )
-    require_same_device(op, name, factor, x)
-
-
-def quantize_examples(device: str = "cpu", dtype: torch.dtype = torch.bfloat16) -> Iterator[dict[str, object]]:
-    """Small calls that cover the contract: values of mixed size, a block of zeros, leading dimensions, no row."""
-    for seed, shape in enumerate(((5, 64), (2, 3, 48), (1, 2688), (16,), (0, 32))):
-        generator = torch.Generator(device="cpu").manual_seed(seed)
-        x = torch.randn(shape, generator=generator) * torch.exp(2 * torch.randn(shape, generator=generator))
-        x[..., :16] *= 0.0 if seed == 1 else 1.0
-        x = x.to(dtype).to(device)
-        yield dict(x=x, global_scale=_usual_factor(x))
-
-
-def _usual_factor(x: Tensor) -> Tensor:
-    """The global scale under which x's largest block scale is 448; 1 where x is empty."""
-    if not x.numel():
-        return torch.ones((), device=x.device)
-    return (x.float().abs().amax() / (LARGEST * LARGEST_SCALE)).clamp_min(1e-30)
+def mm_reference(
+    a: Tensor,
+    a_sf: Tensor,
+    b: Tensor,
+    b_sf: Tensor,
+    alpha: Tensor,
+    *,
+    layout: str = "swizzled_128x4",
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return [M, N] fp32: alpha times the product of the dequantized blocks, whose elements are exact."""
+    one = alpha.new_ones(())
+    left, right = (dequantize_reference(values, scale, one, layout) for values, scale in ((a, a_sf), (b, b_sf)))
+    return alpha.reshape(()) * (left @ right.T)
 
 
 def gemm_reference(
@@ -154,6 +192,70 @@ def gemm_reference(
     return values @ dequantize(w, w_scale, w_global_scale).T
 
 
+# meta functions: shapes and dtypes on the arguments' device, unwritten; they check the arguments as a call does
+
+
+def quantize_meta(x: Tensor, global_scale: Tensor, layout: str = "linear") -> tuple[Tensor, Tensor]:
+    """(uint8 [..., K/2], e4m3 scales in that layout)."""
+    check_quantize(x, global_scale, layout)
+    return _packed(x, x.shape[-1], layout)
+
+
+def silu_and_mul_meta(x: Tensor, global_scale: Tensor, layout: str = "linear") -> tuple[Tensor, Tensor]:
+    """(uint8 [..., H/2], e4m3 scales in that layout) of x [..., 2H]."""
+    check_silu_and_mul(x, global_scale, layout)
+    return _packed(x, x.shape[-1] // 2, layout)
+
+
+def rms_norm_meta(
+    x: Tensor,
+    weight: Tensor,
+    global_scale: Tensor,
+    eps: float = 1e-6,
+    weight_bias: float = 0.0,
+    layout: str = "linear",
+) -> tuple[Tensor, Tensor]:
+    """(uint8 [..., H/2], e4m3 scales in that layout)."""
+    check_rms_norm(x, weight, global_scale, eps, weight_bias, layout)
+    return _packed(x, x.shape[-1], layout)
+
+
+def _packed(x: Tensor, k: int, layout: str) -> tuple[Tensor, Tensor]:
+    lead = tuple(x.shape[:-1])
+    return (
+        x.new_empty((*lead, k // 2), dtype=torch.uint8),
+        x.new_empty(scale_shape(lead, k, layout), dtype=FP8),
+    )
+
+
+def dequantize_meta(
+    x: Tensor,
+    scale: Tensor,
+    global_scale: Tensor,
+    layout: str = "linear",
+    *,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """[..., K] of out_dtype, fp32 by default."""
+    check_dequantize(x, scale, global_scale, layout, out_dtype=out_dtype)
+    return x.new_empty((*x.shape[:-1], 2 * x.shape[-1]), dtype=out_dtype or torch.float32)
+
+
+def mm_meta(
+    a: Tensor,
+    a_sf: Tensor,
+    b: Tensor,
+    b_sf: Tensor,
+    alpha: Tensor,
+    *,
+    layout: str = "swizzled_128x4",
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """[M, N] of out_dtype, bf16 by default."""
+    check_mm(a, a_sf, b, b_sf, alpha, layout=layout, out_dtype=out_dtype)
+    return a.new_empty((a.shape[0], b.shape[0]), dtype=out_dtype or torch.bfloat16)
+
+
 def gemm_meta(
     x: Tensor,
     w: Tensor,
@@ -163,57 +265,29 @@ def gemm_meta(
     *,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """[..., N] of out_dtype or x's dtype, unwritten. Checks the arguments as a call does."""
+    """[..., N] of out_dtype or x's dtype."""
     check_gemm(x, w, w_scale, w_global_scale, input_scale, out_dtype=out_dtype)
     return x.new_empty((*x.shape[:-1], w.shape[0]), dtype=out_dtype or x.dtype)
 
 
-def check_gemm(
-    x: Tensor,
-    w: Tensor,
-    w_scale: Tensor,
-    w_global_scale: Tensor,
-    input_scale: Tensor | None = None,
-    *,
-    out_dtype: torch.dtype | None = None,
-) -> None:
-    """Raise BadShape naming the first argument whose shape or dtype does not fit."""
-    require_rows("nvfp4_gemm", "x", x, "K")
-    require_dtype("nvfp4_gemm", "x", x, _WIDE)
-    check_gemm_weights(w, w_scale, w_global_scale, input_scale)
-    if x.shape[-1] != 2 * w.shape[1]:
-        raise BadShape(
-            f"nvfp4_gemm: w {list(w.shape)} holds two values a byte, [N, K/2], so x must be [..., {2 * w.shape[1]}]; "
-            f"got {list(x.shape)}."
-        )
-    require_same_device("nvfp4_gemm", "w", w, x)
-    if out_dtype is not None and out_dtype not in _OUTPUTS:
-        raise BadShape(f"nvfp4_gemm: out_dtype must be {words(_OUTPUTS)}, not {words((out_dtype,))}.")
+# example inputs that kernels of linear scales take as well; nvfp4_examples has the others
 
 
-def check_gemm_weights(
-    w: Tensor, w_scale: Tensor, w_global_scale: Tensor, input_scale: Tensor | None = None
-) -> None:  # fmt: skip
-    """Raise BadShape unless w is uint8 [N, K/2], w_scale e4m3 [N, K/16], the others one fp32 number each."""
-    op = "nvfp4_gemm"
-    if w.dim() != 2 or w.shape[0] < 1 or w.shape[1] < 1:
-        raise BadShape(f"{op} takes w uint8 [N, K/2], two values a byte; got {list(w.shape)}.")
-    require_dtype(op, "w", w, (torch.uint8,))
-    require_contiguous_last(op, "w", w)
-    n, k = w.shape[0], 2 * w.shape[1]
-    if k % GROUP:
-        raise BadShape(f"{op}: K={k} must be a multiple of {GROUP}, the values that share a scale.")
-    require_dtype(op, "w_scale", w_scale, (torch.float8_e4m3fn,))
-    if tuple(w_scale.shape) != (n, k // GROUP):
-        raise BadShape(
-            f"{op}: w_scale must be [N, K/16] = [{n}, {k // GROUP}], one scale a row and 16 values, in linear layout "
-            f"(neither padded nor swizzled); got {list(w_scale.shape)}."
-        )
-    require_contiguous_last(op, "w_scale", w_scale)
-    require_same_device(op, "w_scale", w_scale, w)
-    _check_factor(op, "w_global_scale", w_global_scale, w)
-    if input_scale is not None:
-        _check_factor(op, "input_scale", input_scale, w)
+def quantize_examples(device: str = "cpu", dtype: torch.dtype = torch.bfloat16) -> Iterator[dict[str, object]]:
+    """Small calls: values of mixed size, a block of zeros, leading dimensions, no row; linear scales."""
+    for seed, shape in enumerate(((5, 64), (2, 3, 48), (1, 2688), (16,), (0, 32))):
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+        x = torch.randn(shape, generator=generator) * torch.exp(2 * torch.randn(shape, generator=generator))
+        x[..., :16] *= 0.0 if seed == 1 else 1.0
+        x = x.to(dtype).to(device)
+        yield dict(x=x, global_scale=usual_factor(x))
+
+
+def usual_factor(x: Tensor) -> Tensor:
+    """The global scale under which x's largest block scale is 448; 1 where x is empty."""
+    if not x.numel():
+        return torch.ones((), device=x.device)
+    return (x.float().abs().amax() / (LARGEST * LARGEST_SCALE)).clamp_min(1e-30)
 
 
 def gemm_examples(device: str = "cpu", dtype: torch.dtype = torch.bfloat16) -> Iterator[dict[str, object]]:
@@ -224,9 +298,9 @@ def gemm_examples(device: str = "cpu", dtype: torch.dtype = torch.bfloat16) -> I
         generator = torch.Generator(device="cpu").manual_seed(seed)
         x = torch.randn(shape, generator=generator).to(dtype)
         weight = torch.randn(n, shape[-1], generator=generator) * shape[-1] ** -0.5
-        factor = _usual_factor(weight)
+        factor = usual_factor(weight)
         w, w_scale = quantize_reference(weight, factor)
         yield dict(
             x=x.to(device), w=w.to(device), w_scale=w_scale.to(device), w_global_scale=factor.to(device),
-            input_scale=_usual_factor(x).to(device) if with_scale else None,
+            input_scale=usual_factor(x).to(device) if with_scale else None,
         )  # fmt: skip

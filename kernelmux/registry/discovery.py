@@ -32,6 +32,8 @@ _TORCH_COMPILE = f"{_BACKENDS}torch_compile.declare"
 _TRITON = f"{_BACKENDS}triton.declare"
 _TRITON_SMALL = f"{_BACKENDS}triton.declare_small"
 _DEEPGEMM, _MARLIN = f"{_BACKENDS}deepgemm.declare", f"{_BACKENDS}marlin.declare"
+_CUDA_NVFP4 = f"{_BACKENDS}jit_cuda.declare_nvfp4"
+_NVFP4 = (f"{_CONTRACTS}nvfp4", _TORCH, f"{_BACKENDS}triton.declare_nvfp4")
 _NORMS = (f"{_CONTRACTS}norms", _TORCH, _TORCH_COMPILE, _TRITON_SMALL)
 _ACTIVATIONS = (f"{_CONTRACTS}activations", _TORCH, _TORCH_COMPILE, _TRITON_SMALL, _CUDA_ACTIVATIONS)
 
@@ -39,8 +41,12 @@ _ACTIVATIONS = (f"{_CONTRACTS}activations", _TORCH, _TORCH_COMPILE, _TRITON_SMAL
 # and facts, never what runs, and are read when the op is first asked for: each costs a first selection 1 ms.
 BUILTIN: Mapping[str, tuple[str, ...]] = {
     "fused_moe": (f"{_CONTRACTS}fused_moe", _TORCH, _TRITON, _FLASHINFER_MOE, _MARLIN),
-    "nvfp4_gemm": (f"{_CONTRACTS}nvfp4", _TORCH, _FLASHINFER_GEMM, _MARLIN),
-    "nvfp4_quantize": (f"{_CONTRACTS}nvfp4", _TORCH, _FLASHINFER_GEMM),
+    "nvfp4_gemm": (*_NVFP4, _CUDA_NVFP4, _FLASHINFER_GEMM, _MARLIN),
+    "nvfp4_quantize": (*_NVFP4, _FLASHINFER_GEMM),
+    "nvfp4_dequantize": _NVFP4,
+    "nvfp4_mm": (*_NVFP4, _FLASHINFER_GEMM),
+    "silu_and_mul_nvfp4": _NVFP4,
+    "rms_norm_nvfp4": _NVFP4,
     "fp8_gemm": (f"{_CONTRACTS}gemm_fp8", _TORCH, _FLASHINFER_GEMM, _DEEPGEMM, _MARLIN),
     "rms_norm": (*_NORMS, _CUDA_NORMS, _FLASHINFER_SMALL),
     "fused_add_rms_norm": (*_NORMS, _CUDA_NORMS, _FLASHINFER_SMALL),

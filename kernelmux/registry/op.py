@@ -41,6 +41,9 @@ class Op:
     BadShape for shapes and dtypes that do not fit; ``check_values(x, weights, **op_args)`` looks at values too, and so
     waits for the device: it runs in checked mode only (``KERNELMUX_CHECKED=1``).
 
+    ``decoded(results, **arguments)`` turns packed results into the fp32 tensors that the tolerance is about (None: it
+    is about the results themselves).
+
     ``outs`` names the keyword arguments that take the results, in their order (empty: a call always allocates).
     ``inplace`` pairs each of them with the argument it may be: ``(("out", "x"), ("residual_out", "residual"))``.
     """
@@ -64,5 +67,6 @@ class Op:
     scheme_of: str | None = None
     check: str | None = None
     check_values: str | None = None
+    decoded: str | None = None
     outs: tuple[str, ...] = ()
     inplace: tuple[tuple[str, str], ...] = ()

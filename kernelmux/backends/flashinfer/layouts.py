@@ -18,19 +18,10 @@ def flashinfer(part: str = "") -> Any:
 
 
 def swizzle_128x4(scales: Tensor) -> Tensor:
-    """Block scales [..., rows, columns] of one byte -> [..., rows up to 128, columns up to 4] in blocks of 128 x 4.
+    """Block scales [..., rows, columns] of one byte -> [..., rows up to 128, columns up to 4] in blocks of 128 x 4."""
+    from ...contracts.nvfp4_layouts import swizzle
 
-    The scale of (r, c) lies at ``(r//128 * tiles + c//4) * 512 + r%32 * 16 + r%128//32 * 4 + c%4`` of its matrix, with
-    ``tiles`` = columns / 4 rounded up; what was padded is zero.
-    """
-    import torch
-
-    *lead, rows, columns = scales.shape
-    padded_rows, padded_columns = -(-rows // 128) * 128, -(-columns // 4) * 4
-    padded = torch.zeros(*lead, padded_rows, padded_columns, dtype=torch.uint8, device=scales.device)
-    padded[..., :rows, :columns] = scales.view(torch.uint8)
-    split = padded.view(-1, padded_rows // 128, 4, 32, padded_columns // 4, 4)
-    return split.permute(0, 1, 4, 3, 2, 5).reshape(*lead, padded_rows, padded_columns).view(scales.dtype)
+    return swizzle(scales)
 
 
 def up_first(rows: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ _HERE = "kernelmux.backends.torch"
 _ON_CPU: Mapping[Capability | str, str] = {"cpu": "measured"}
 _EXACT_MATH = frozenset({"deterministic", "no_fast_math"})
 _FP8 = _EXACT_MATH | {"fp32_mul"}
+_BIT_EXACT = _EXACT_MATH | {"bit_exact"}
+_BYTES = DtypeIn(frozenset({"uint8"}), why="two values a byte")
 
 _PRODUCT = {
     "": (("the product with the weight",), "fp32_mul"),
@@ -143,7 +145,15 @@ KERNELS = (
         ),
         prepare="fp8_gemm:prepare", layout="fp8-rows",
     ),
-    _kernel("nvfp4_quantize", "nvfp4:quantize", Numerics(promises=_EXACT_MATH)),
+    _kernel("nvfp4_quantize", "nvfp4:quantize", Numerics(promises=_BIT_EXACT)),
+    _kernel("silu_and_mul_nvfp4", "nvfp4:silu_and_mul", Numerics(promises=_FP8)),
+    _kernel("rms_norm_nvfp4", "nvfp4:rms_norm", Numerics(promises=_FP8)),
+    _kernel(
+        "nvfp4_dequantize", "nvfp4:dequantize", Numerics(rounding=("output",), promises=_BIT_EXACT), requires=(_BYTES,)
+    ),
+    _kernel(
+        "nvfp4_mm", "nvfp4:mm", Numerics(rounding=("output",), promises=frozenset({"no_fast_math"})), requires=(_BYTES,)
+    ),
     _kernel(
         "nvfp4_gemm", "nvfp4:gemm",
         Numerics(

@@ -19,7 +19,7 @@ KERNELS = [kernel for name in PLAIN for kernel in registry().kernels(name) if ke
 EXPECTED = {
     "fused_moe", "nvfp4_gemm", "fp8_gemm", "nvfp4_quantize", "rms_norm", "fused_add_rms_norm", "gated_rms_norm",
     "silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul", "relu2", "router_gemm", "topk", "rms_norm_fp8",
-    "silu_and_mul_fp8",
+    "silu_and_mul_fp8", "nvfp4_dequantize", "nvfp4_mm", "silu_and_mul_nvfp4", "rms_norm_nvfp4",
 }  # fmt: skip
 
 

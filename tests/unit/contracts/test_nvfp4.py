@@ -183,7 +183,7 @@ BAD = [
     ("nvfp4_gemm", good(x=torch.zeros(5, 128).bfloat16()), "x must be [..., 64]"),
     ("nvfp4_gemm", good(x=torch.zeros(5, 64)), "x must be bfloat16 or float16, not float32"),
     ("nvfp4_gemm", good(w=torch.zeros(48, 32)), "w must be uint8"),
-    ("nvfp4_gemm", good(w=torch.zeros(48, 4, dtype=torch.uint8)), "K=8 must be a multiple of 16"),
+    ("nvfp4_gemm", good(w=torch.zeros(48, 4, dtype=torch.uint8)), "K=8, two values a byte of w, must be a mul"),
     ("nvfp4_gemm", good(w_scale=torch.zeros(128, 4).to(E4)), "[N, K/16] = [48, 4], one scale a row and"),
     ("nvfp4_gemm", good(w_scale=torch.zeros(48, 4)), "w_scale must be float8_e4m3fn"),
     ("nvfp4_gemm", good(w_global_scale=torch.ones(2)), "w_global_scale must be one float32 number"),
@@ -193,7 +193,7 @@ BAD = [
     ("nvfp4_gemm", good(out_dtype=torch.int8), "out_dtype must be"),
     ("nvfp4_quantize", dict(x=torch.zeros(2, 24), global_scale=ONE), "K=24, the last size of x, must be a mul"),
     ("nvfp4_quantize", dict(x=torch.zeros(2, 32), global_scale=ONE.half()), "global_scale must be one float32 number"),
-    ("nvfp4_quantize", dict(x=torch.zeros(2, 32), global_scale=ONE, layout="swizzled"), "unknown layout 'swizzled'"),
+    ("nvfp4_quantize", dict(x=torch.zeros(2, 32), global_scale=ONE, layout="8x4"), "unknown layout '8x4'"),
 ]  # fmt: skip
 
 
