@@ -61,7 +61,7 @@ def main() -> None:
             copies[nth].copy_(xs[nth])
 
         contenders: dict[str, Callable[[int], Any]] = {
-            "ours": quantized("linear"), "ours, swizzled": quantized("swizzled"), "copy": copied,
+            "ours": quantized("linear"), "ours, swizzled": quantized("swizzled_128x4"), "copy": copied,
         }  # fmt: skip
         contenders |= {f"stream {block}": streamed(block) for block in (1024, 2048, 4096)}
         shapes = {}

@@ -6,7 +6,9 @@ torch = pytest.importorskip("torch")
 
 from kernelmux.backends.triton import nvfp4_planes, nvfp4_weight_only  # noqa: E402
 from kernelmux.backends.triton.nvfp4_rules import DECODE, Nvfp4Tile, candidates  # noqa: E402
-from kernelmux.contracts.nvfp4_math import dequantize, gemm_examples, gemm_reference, quantize_reference  # noqa: E402
+from kernelmux.contracts.nvfp4 import GEMM  # noqa: E402
+from kernelmux.contracts.nvfp4_math import dequantize, gemm_reference, quantize_reference  # noqa: E402
+from kernelmux.registry.lazy import load  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 
@@ -55,7 +57,7 @@ def test_candidates_match_and_repeat_to_the_bit(m):
 
 
 def test_every_example_of_the_contract_matches():
-    for call in gemm_examples(device="cuda"):
+    for call in load(GEMM.examples)(device="cuda"):
         x, given = call.pop("x"), call.pop("input_scale")
         if given is None and x.numel():
             got = nvfp4_weight_only.run(x, nvfp4_planes.prepare(**call))
@@ -149,7 +151,7 @@ def test_quantize_of_odd_shapes_and_swizzled_scales(dtype):
         want = quantize_reference(x, scale)
         got = nvfp4_quantize.quantize(x, global_scale=scale)
         assert torch.equal(got[0], want[0]) and torch.equal(got[1].float(), want[1].float())
-        values, scales = nvfp4_quantize.quantize(x, global_scale=scale, layout="swizzled")
+        values, scales = nvfp4_quantize.quantize(x, global_scale=scale, layout="swizzled_128x4")
         assert torch.equal(values, want[0])
         assert torch.equal(scales.view(torch.uint8), swizzle_128x4(want[1]).view(torch.uint8))
 
@@ -161,8 +163,8 @@ def test_activation_and_norm_into_nvfp4():
     gate, up = x.float().chunk(2, dim=-1)
     normed = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + 1e-6)
     for got, want in (
-        (nvfp4_quantize.silu_and_mul_quantize(x, scale), torch.nn.functional.silu(gate) * up),
-        (nvfp4_quantize.rms_norm_quantize(x, torch.ones_like(x[0]), scale), normed),
+        (nvfp4_quantize.silu_and_mul(x, global_scale=scale), torch.nn.functional.silu(gate) * up),
+        (nvfp4_quantize.rms_norm(x, torch.ones_like(x[0]), global_scale=scale), normed),
     ):
         a, b = dequantize(*got, scale), dequantize(*quantize_reference(want, scale), scale)
         assert float((a - b).norm() / b.norm()) <= 5e-3

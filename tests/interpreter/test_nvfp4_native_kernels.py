@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from kernelmux.backends.flashinfer.layouts import swizzle_128x4
 from kernelmux.backends.triton import nvfp4_native, nvfp4_quantize
 from kernelmux.backends.triton.nvfp4_native_rules import NativeTile
 from kernelmux.contracts.nvfp4_math import dequantize, gemm_reference, quantize_reference
@@ -54,23 +53,23 @@ def test_the_product_of_the_quantized_operands_is_exact(m, n, k, split, use_tma)
     assert float((got - want).norm() / want.norm()) <= 1e-4
 
 
-def test_operands_given_packed_multiply_too_and_a_linear_scale_is_refused():
+def test_operands_given_packed_multiply_too_in_either_layout():
     x, call = draw(20, 128, 256)
     weights = nvfp4_native.prepare(**call)
-    values, scales = nvfp4_quantize.quantize(x, global_scale=call["input_scale"], layout="swizzled")
-    tile = NativeTile(128, 128, 128, 8, 1, 4, 2, False)
-    got = nvfp4_native.mm(values, scales, *weights[:3], config=tile, out_dtype=torch.float32)
+    values, scales = nvfp4_quantize.quantize(x, global_scale=call["input_scale"], layout="swizzled_128x4")
+    how = dict(b=weights.w, alpha=weights.alpha, config=NativeTile(128, 128, 128, 8, 1, 4, 2, False))
+    got = nvfp4_native.mm(values, a_sf=scales, b_sf=weights.w_scale, out_dtype=torch.float32, **how)
     left = dequantize(*quantize_reference(x, call["input_scale"]), call["input_scale"])
     want = left @ dequantize(call["w"], call["w_scale"], call["w_global_scale"]).T
     assert float((got - want).norm() / want.norm()) <= 1e-5
     linear = nvfp4_quantize.quantize(x, global_scale=call["input_scale"])[1]
-    with pytest.raises(Exception, match="swizzled blocks of 128"):
-        nvfp4_native.mm(values, linear, *weights[:3])
+    both = dict(a_sf=linear, b_sf=call["w_scale"], layout="linear", out_dtype=torch.float32)
+    assert torch.equal(nvfp4_native.mm(values, **both, **how), got)
+    with pytest.raises(Exception, match="a_sf must be"):
+        nvfp4_native.mm(values, a_sf=linear, b_sf=weights.w_scale, **how)
 
 
-def test_scales_are_swizzled_as_others_do_it_and_what_cannot_be_is_refused():
-    scale = torch.rand(200, 7).to(torch.float8_e4m3fn)
-    assert torch.equal(nvfp4_native.swizzled(scale).view(torch.uint8), swizzle_128x4(scale).view(torch.uint8))
+def test_what_cannot_be_is_refused():
     _, call = draw(1, 64, 256)
     with pytest.raises(Exception, match="input_scale"):
         nvfp4_native.prepare(**{**call, "input_scale": None})

@@ -6,7 +6,9 @@ import torch
 
 from kernelmux.backends.flashinfer.layouts import swizzle_128x4
 from kernelmux.backends.triton import nvfp4_quantize
-from kernelmux.contracts.nvfp4_math import quantize_examples, quantize_reference
+from kernelmux.contracts.nvfp4 import QUANTIZE
+from kernelmux.contracts.nvfp4_math import quantize_reference
+from kernelmux.registry.lazy import load
 
 
 @pytest.fixture(autouse=True)
@@ -57,17 +59,28 @@ def test_fp32_values_at_and_beside_every_boundary(factor):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_every_example_of_the_contract(dtype):
-    for call in quantize_examples(dtype=dtype):
+    for call in load(QUANTIZE.examples)(dtype=dtype):
         assert same(nvfp4_quantize.quantize(**call), quantize_reference(**call))
 
 
 @pytest.mark.parametrize("m,k", [(1, 16), (3, 80), (130, 48), (257, 1088)])
 def test_swizzled_scales_lie_where_tensor_cores_look_and_padding_is_zero(m, k):
     x = torch.randn(m, k, generator=torch.Generator().manual_seed(m)).half()
-    values, scales = nvfp4_quantize.quantize(x, global_scale=torch.tensor(0.01), layout="swizzled")
+    values, scales = nvfp4_quantize.quantize(x, global_scale=torch.tensor(0.01), layout="swizzled_128x4")
     want_values, want = quantize_reference(x, torch.tensor(0.01))
     assert torch.equal(values, want_values)
     assert torch.equal(scales.view(torch.uint8), swizzle_128x4(want).view(torch.uint8))
+
+
+def test_results_go_where_they_are_told():
+    x, factor = torch.randn(6, 96, generator=torch.Generator().manual_seed(1)).half().view(2, 3, 96), torch.tensor(0.01)
+    want = quantize_reference(x, factor)
+    values = torch.zeros(2, 3, 64, dtype=torch.uint8)[..., :48]
+    scales = torch.zeros(2, 3, 32, dtype=torch.uint8)[..., :6].view(torch.float8_e4m3fn)
+    got = nvfp4_quantize.quantize(x, global_scale=factor, out=values, scale_out=scales)
+    assert got[0] is values and got[1] is scales and same(got, want)
+    wide = torch.randn(6, 200).half()[:, :96].copy_(x.view(6, 96))
+    assert same(nvfp4_quantize.quantize(wide, global_scale=factor), [part.flatten(0, 1) for part in want])
 
 
 def close(got, want, factor):
@@ -75,17 +88,21 @@ def close(got, want, factor):
     from kernelmux.contracts.nvfp4_math import dequantize
 
     a, b = dequantize(*got, factor), dequantize(*want, factor)
-    return float((a - b).norm() / b.norm()) <= 5e-3 and float((got[1].float() != want[1].float()).float().mean()) < 0.01
+    return float((a - b).norm() / b.norm()) <= 5e-3 and float((got[1].float() != want[1].float()).float().mean()) < 0.03
 
 
 def test_an_activation_and_a_norm_quantize_what_they_compute_in_fp32():
     generator = torch.Generator().manual_seed(5)
-    x, weight, factor = torch.randn(7, 192, generator=generator).half(), torch.rand(192).half(), torch.tensor([2e-3])
+    x, weight, factor = (
+        torch.randn(7, 192, generator=generator).half(),
+        torch.rand(192, generator=generator).half(),
+        torch.tensor([2e-3]),
+    )
     gate, up = x.float().chunk(2, dim=-1)
     want = quantize_reference(torch.nn.functional.silu(gate) * up, factor)
-    assert close(nvfp4_quantize.silu_and_mul_quantize(x, factor), want, factor)
+    assert close(nvfp4_quantize.silu_and_mul(x, global_scale=factor), want, factor)
     normed = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + 1e-5) * (weight.float() + 1.0)
-    got = nvfp4_quantize.rms_norm_quantize(x, weight, factor, 1e-5, 1.0)
+    got = nvfp4_quantize.rms_norm(x, weight, global_scale=factor, eps=1e-5, weight_bias=1.0)
     assert close(got, quantize_reference(normed, factor), factor)
 
 
@@ -96,6 +113,6 @@ def test_arguments_that_do_not_fit_are_named():
     with pytest.raises(Exception, match="16"):
         nvfp4_quantize.quantize(x[:, :40], global_scale=factor)
     with pytest.raises(Exception, match="weight"):
-        nvfp4_quantize.rms_norm_quantize(x, torch.ones(32).half(), factor)
+        nvfp4_quantize.rms_norm(x, torch.ones(32).half(), global_scale=factor)
     values, scales = nvfp4_quantize.quantize(x[:0], global_scale=factor)
     assert values.shape == (0, 32) and scales.shape == (0, 4)

@@ -14,13 +14,17 @@ from . import driver, launch
 from .nvfp4_gemv_rules import ENTRY, MOST_TOKENS, SOURCE, GemvTile, candidates, defines, fault, heuristic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor
 
-__all__ = ["MOST_TOKENS", "GemvTile", "candidates", "prepare", "run", "run_any", "takes"]
+    from ...device import Device
+    from ..compile_job import CompileJob
+
+__all__ = ["MOST_TOKENS", "GemvTile", "candidates", "compile_few", "prepare", "run", "run_any", "takes"]
 
 _DTYPES = (torch.bfloat16, torch.float16)
+COMMON = ((4096, 4096), (14336, 4096), (4096, 14336), (10240, 5120), (28672, 4096))
 _launchers: dict[Any, tuple[int, Callable[..., None]]] = {}
 
 
@@ -62,6 +66,24 @@ def run_any(x: Tensor, weights: PlanesWeights, *, config: Any = None, out_dtype:
     if isinstance(tile, GemvTile):
         return run(x, weights, config=tile, out_dtype=out_dtype)
     return nvfp4_weight_only.run(x, weights, config=tile, out_dtype=out_dtype)
+
+
+def compile_few(device: Device, dtype: str, shape: Mapping[str, Any]) -> Iterator[CompileJob]:
+    """What calls of 1, 16 and 32 tokens (or of ``shape``'s M) need of a compiler; of common sizes where N, K miss."""
+    from . import cache
+
+    if device.capability is None:
+        return
+    sizes = ((shape["N"], shape["K"]),) if "N" in shape and "K" in shape else COMMON
+    counts = shape.get("M", (1, 16, MOST_TOKENS))
+    seen = set()
+    for n, k in sizes:
+        for m in (counts,) if isinstance(counts, int) else counts:
+            tile = few_at(m, n, k, device.sm_count, device.capability)
+            if tile is not None:
+                seen.add(defines(tile, m, dtype, dtype))
+    for given in sorted(seen):
+        yield cache.job(SOURCE, ENTRY, dict(given), device.capability)
 
 
 def _launch(x: Tensor, weights: PlanesWeights, out: Tensor, tile: GemvTile | None) -> None:

@@ -43,6 +43,26 @@ class NativeCompiles(Value):
         return "a Triton that compiles block-scaled e2m1 products for the GPU"
 
 
+def _quantizing(op: str, run: str, promises: frozenset[str] = frozenset(), warmup: str | None = None) -> Kernel:
+    return Kernel(
+        name=f"kernelmux.{op}[triton]",
+        op=op,
+        backend="triton",
+        load=f"{_HERE}.nvfp4_quantize:{run}",
+        warmup=warmup,
+        capturable=True,
+        evidence=_WEIGHT_ONLY_EVIDENCE,
+        requirements=(
+            OnCapability(_COMPILED),
+            VendorIn(frozenset({"nvidia"})),
+            DtypeIn(frozenset({"bfloat16", "float16", "float32"})),
+            _TRITON,
+            _TORCH,
+        ),
+        numerics=Numerics(promises=frozenset({"deterministic", "batch_invariant", "no_fast_math"}) | promises),
+    )
+
+
 KERNELS = (
     Kernel(
         name="kernelmux.nvfp4_gemm[triton]",
@@ -51,6 +71,7 @@ KERNELS = (
         load=f"{_HERE}.nvfp4_native:run",
         prepare=f"{_HERE}.nvfp4_native:prepare",
         configs=f"{_HERE}.nvfp4_configs:native_gemm",
+        warmup=f"{_HERE}.nvfp4_warmup:native",
         layout="nvfp4-swizzled",
         capturable=True,
         evidence=_NATIVE_EVIDENCE,
@@ -73,6 +94,8 @@ KERNELS = (
         load=f"{_HERE}.nvfp4_weight_only:run",
         prepare=f"{_HERE}.nvfp4_planes:prepare",
         configs=f"{_HERE}.nvfp4_configs:weight_only",
+        warmup=f"{_HERE}.nvfp4_warmup:weight_only",
+        source=f"{_HERE}.nvfp4_source:source_hash",
         layout="nvfp4-planes",
         capturable=True,
         evidence=_WEIGHT_ONLY_EVIDENCE,
@@ -88,19 +111,24 @@ KERNELS = (
         numerics=Numerics(rounding=("output",), promises=frozenset({"deterministic", "no_fast_math", "w4a16"})),
     ),
     Kernel(
-        name="kernelmux.nvfp4_quantize[triton]",
-        op="nvfp4_quantize",
+        name="kernelmux.nvfp4_mm[triton]",
+        op="nvfp4_mm",
         backend="triton",
-        load=f"{_HERE}.nvfp4_quantize:quantize",
+        load=f"{_HERE}.nvfp4_native:mm",
+        configs=f"{_HERE}.nvfp4_configs:native_gemm",
         capturable=True,
-        evidence=_WEIGHT_ONLY_EVIDENCE,
+        evidence=_NATIVE_EVIDENCE,
         requirements=(
-            OnCapability(_COMPILED),
-            VendorIn(frozenset({"nvidia"})),
-            DtypeIn(frozenset({"bfloat16", "float16", "float32"})),
+            OnCapability(_NATIVE_36 | _NATIVE_39, why="only their tensor cores multiply e2m1 with block scales"),
+            _NVIDIA,
+            Aligned("K", 32, "rows are read in 16 bytes"),
+            NativeCompiles(),
             _TRITON,
             _TORCH,
         ),
-        numerics=Numerics(promises=frozenset({"deterministic", "batch_invariant", "no_fast_math"})),
+        numerics=Numerics(rounding=("output",), promises=frozenset({"deterministic", "no_fast_math"})),
     ),
+    _quantizing("nvfp4_quantize", "quantize", frozenset({"bit_exact"}), warmup=f"{_HERE}.nvfp4_warmup:quantize"),
+    _quantizing("silu_and_mul_nvfp4", "silu_and_mul"),
+    _quantizing("rms_norm_nvfp4", "rms_norm"),
 )

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from ...contracts.nvfp4_math import check_gemm_weights, require_usable_factor
+from ...contracts.nvfp4_checks import check_mm, check_weights
+from ...contracts.nvfp4_layouts import laid_out, swizzle
 from ...errors import BadShape, UsageError
 from . import jit_guard
 from . import nvfp4_native_kernels as kernels
 from .nvfp4_native_arguments import native_arguments
-from .nvfp4_native_rules import SCALE_K, SCALE_ROWS, NativeTile, heuristic, most_split
+from .nvfp4_native_rules import NativeTile, heuristic, most_split
 from .nvfp4_quantize import quantize
 from .nvfp4_weight_only import SUM_BLOCK
 from .nvfp4_weight_only_kernels import nvfp4_sum_parts
@@ -20,7 +21,7 @@ from .nvfp4_weight_only_kernels import nvfp4_sum_parts
 if TYPE_CHECKING:
     from torch import Tensor
 
-_OUTPUTS = (torch.bfloat16, torch.float16, torch.float32)
+SWIZZLED = "swizzled_128x4"
 
 
 class NativeWeights(NamedTuple):
@@ -41,30 +42,15 @@ def prepare(
     input_scale: Tensor | None = None,
 ) -> NativeWeights:
     """w u8 [N, K/2], w_scale e4m3 [N, K/16], K a multiple of 32. Raises BadShape; UsageError for no input_scale."""
-    check_gemm_weights(w, w_scale, w_global_scale, input_scale)
+    check_weights(w, w_scale, w_global_scale, input_scale)
     if input_scale is None:
         raise UsageError("the native NVFP4 GEMM quantizes x and needs its input_scale; a W4A16 kernel needs none.")
     if 2 * w.shape[1] % 32:
         raise BadShape(
             f"nvfp4_gemm on tensor cores reads rows in 16 bytes: K={2 * w.shape[1]} must be a multiple of 32."
         )
-    if not (w.is_cuda and torch.cuda.is_current_stream_capturing()):
-        require_usable_factor("nvfp4_gemm", "w_global_scale", w_global_scale)
-        require_usable_factor("nvfp4_gemm", "input_scale", input_scale)
     given = input_scale.float().reshape(1)
-    return NativeWeights(w.contiguous(), swizzled(w_scale), w_global_scale.float().reshape(1) * given, given)
-
-
-def swizzled(scales: Tensor) -> Tensor:
-    """e4m3 [rows, columns] -> [rows up to 128, columns up to 4] in blocks of 128 x 4, padded with zeros.
-
-    The scale of (r, c) lies at ``(r//128 * tiles + c//4) * 512 + r%32 * 16 + r%128//32 * 4 + c%4``.
-    """
-    rows, columns = scales.shape
-    padded = torch.zeros(-(-rows // 128) * 128, -(-columns // 4) * 4, dtype=torch.uint8, device=scales.device)
-    padded[:rows, :columns] = scales.view(torch.uint8)
-    blocks = padded.view(padded.shape[0] // 128, 4, 32, padded.shape[1] // 4, 4)
-    return blocks.permute(0, 3, 2, 1, 4).reshape(padded.shape).view(scales.dtype)
+    return NativeWeights(w.contiguous(), swizzle(w_scale), w_global_scale.float().reshape(1) * given, given)
 
 
 @lru_cache(maxsize=64)
@@ -85,48 +71,44 @@ def run(
     if x.shape[-1] != k:
         raise BadShape(f"nvfp4_gemm: these weights take x [..., {k}]; got {list(x.shape)}.")
     rows = x if x.dim() == 2 else x.reshape(-1, k)
-    values, scales = quantize(rows, global_scale=weights.input_scale, layout="swizzled")
-    out = mm(values, scales, weights.w, weights.w_scale, weights.alpha, config=config, out_dtype=out_dtype or x.dtype)
+    values, scales = quantize(rows, global_scale=weights.input_scale, layout=SWIZZLED)
+    out = _product(values, scales, weights.w, weights.w_scale, weights.alpha, config, out_dtype or x.dtype)
     return out.reshape(*x.shape[:-1], weights.w.shape[0])
 
 
 def mm(
     a: Tensor,  # u8 [M, K/2]
-    a_scale: Tensor,  # e4m3, swizzled
-    b: Tensor,  # u8 [N, K/2]
-    b_scale: Tensor,
-    alpha: Tensor,  # fp32 [1]
+    weights: None = None,
     *,
     config: Any = None,
-    out_dtype: torch.dtype = torch.bfloat16,
+    a_sf: Tensor,
+    b: Tensor,  # u8 [N, K/2]
+    b_sf: Tensor,
+    alpha: Tensor,
+    layout: str = SWIZZLED,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Return [M, N] = alpha * a @ b.T of the dequantized blocks."""
+    """Return [M, N] = alpha * a @ b.T of the dequantized blocks, bf16 unless told. Linear scales are swizzled first."""
+    check_mm(a, a_sf, b, b_sf, alpha, layout=layout, out_dtype=out_dtype)
+    if layout == "linear":
+        a_sf, b_sf = laid_out(a_sf, SWIZZLED), laid_out(b_sf, SWIZZLED)
+    if 2 * a.shape[1] % 32:
+        raise BadShape(f"nvfp4_mm in Triton reads rows in 16 bytes: K={2 * a.shape[1]} must be a multiple of 32.")
+    return _product(a.contiguous(), a_sf, b.contiguous(), b_sf, alpha, config, out_dtype or torch.bfloat16)
+
+
+def _product(
+    a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, alpha: Tensor, config: Any, out_dtype: torch.dtype
+) -> Tensor:
     m, n, k = a.shape[0], b.shape[0], 2 * a.shape[1]
-    _check(a, a_scale, b, b_scale, out_dtype)
     out = torch.empty(m, n, dtype=out_dtype, device=a.device)
-    if not m:
-        return out
-    tile = config.at(m) if hasattr(config, "at") else config
-    if tile is None:
-        sms, capability = _facts(a.device.index or 0)
-        tile = heuristic(m, n, k, capability, sms)
-    _launch(tile, a, a_scale, b, b_scale, alpha, out, k)
+    if m:
+        tile = config.at(m) if hasattr(config, "at") else config
+        if tile is None:
+            sms, capability = _facts(a.device.index or 0)
+            tile = heuristic(m, n, k, capability, sms)
+        _launch(tile, a, a_scale, b, b_scale, alpha, out, k)
     return out
-
-
-def _check(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, out_dtype: torch.dtype) -> None:
-    columns = -(-2 * a.shape[1] // SCALE_K) * 4
-    for name, values, scale in (("a", a, a_scale), ("b", b, b_scale)):
-        want = (-(-values.shape[0] // SCALE_ROWS) * SCALE_ROWS, columns)
-        if values.dtype != torch.uint8 or values.shape[1] != b.shape[1] or not values.is_contiguous():
-            raise BadShape(f"nvfp4_mm: {name} must be contiguous uint8 [rows, {b.shape[1]}]; got {list(values.shape)}.")
-        if tuple(scale.shape) != want or scale.dtype != torch.float8_e4m3fn or not scale.is_contiguous():
-            raise BadShape(
-                f"nvfp4_mm: {name}_scale must be e4m3 {list(want)} in swizzled blocks of 128 rows and 4 columns "
-                f"(not linear); got {list(scale.shape)}."
-            )
-    if out_dtype not in _OUTPUTS:
-        raise BadShape(f"nvfp4_mm: out_dtype must be a float, not {out_dtype}.")
 
 
 def _launch(

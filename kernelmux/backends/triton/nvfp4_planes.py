@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from ...contracts.nvfp4 import GROUP
-from ...contracts.nvfp4_math import check_gemm_weights, require_usable_factor, unpack
+from ...contracts.nvfp4_checks import check_weights
+from ...contracts.nvfp4_math import unpack
 from .nvfp4_shape import CHUNK, PLANES, WORDS
 
 ROWS = 64  # N is padded to whole groups of so many rows
@@ -56,9 +57,7 @@ def prepare(
     input_scale: Tensor | None = None,
 ) -> PlanesWeights:
     """w u8 [N, K/2], w_scale e4m3 [N, K/16]. An input scale is not read: x stays as it is. Raises BadShape."""
-    check_gemm_weights(w, w_scale, w_global_scale, input_scale)
-    if not (w.is_cuda and torch.cuda.is_current_stream_capturing()):
-        require_usable_factor("nvfp4_gemm", "w_global_scale", w_global_scale)
+    check_weights(w, w_scale, w_global_scale, input_scale)
     n, k = w.shape[0], 2 * w.shape[1]
     chunks, rows = -(-k // CHUNK), -(-n // ROWS) * ROWS
     words = torch.zeros(chunks, rows, WORDS // 2, dtype=torch.int32, device=w.device)

@@ -86,7 +86,19 @@ def scale_place(rows, columns, COLUMNS_4, SWIZZLED: tl.constexpr, stride):
 
 @triton.jit
 def store_blocks(
-    x, factor, values, scales, rows, first, M, K, ROWS: tl.constexpr, WIDTH: tl.constexpr, SWIZZLED: tl.constexpr
+    x,
+    factor,
+    values,
+    scales,
+    rows,
+    first,
+    M,
+    K,
+    stride_values,
+    stride_scales,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SWIZZLED: tl.constexpr,
 ):
     """Quantize fp32 x [ROWS, WIDTH], columns from ``first`` on, and write it; swizzled, with zeros as padding."""
     # 2^-80 < factor < 2^80 keeps every step of the fast quotient normal.
@@ -96,13 +108,13 @@ def store_blocks(
         packed, scale = blocks_of(x, factor, ROWS, WIDTH, False)
     byte = first // 2 + tl.arange(0, WIDTH // 2)[None, :]
     tl.store(
-        values + rows[:, None].to(tl.int64) * (K // 2) + byte,
+        values + rows[:, None].to(tl.int64) * stride_values + byte,
         packed.to(tl.uint8),
         mask=(rows[:, None] < M) & (byte < K // 2),
     )
     column = first // 16 + tl.arange(0, WIDTH // 16)[None, :]
     columns_4 = (K // 16 + 3) // 4
-    at = scale_place(rows[:, None], column, columns_4, SWIZZLED, K // 16)
+    at = scale_place(rows[:, None], column, columns_4, SWIZZLED, stride_scales)
     if SWIZZLED:
         inside = (rows[:, None] < (M + 127) // 128 * 128) & (column < columns_4 * 4)
     else:
@@ -119,6 +131,8 @@ def nvfp4_quantize_rows(
     M,
     K,
     stride_x,
+    stride_values,
+    stride_scales,  # of linear scales
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     SWIZZLED: tl.constexpr,
@@ -129,7 +143,21 @@ def nvfp4_quantize_rows(
     k = first + tl.arange(0, WIDTH)
     inside = (rows < M)[:, None] & (k < K)[None, :]
     held = tl.load(x + rows[:, None].to(tl.int64) * stride_x + k[None, :], mask=inside, other=0.0).to(tl.float32)
-    store_blocks(held, tl.load(global_scale), values, scales, rows, first, M, K, ROWS, WIDTH, SWIZZLED)
+    store_blocks(
+        held,
+        tl.load(global_scale),
+        values,
+        scales,
+        rows,
+        first,
+        M,
+        K,
+        stride_values,
+        stride_scales,
+        ROWS,
+        WIDTH,
+        SWIZZLED,
+    )
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -141,6 +169,8 @@ def silu_and_mul_nvfp4_rows(
     M,
     K,
     stride_x,
+    stride_values,
+    stride_scales,  # of linear scales
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     SWIZZLED: tl.constexpr,
@@ -154,7 +184,21 @@ def silu_and_mul_nvfp4_rows(
     gate = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(at + K, mask=inside, other=0.0).to(tl.float32)
     held = tl.div_rn(gate, 1.0 + tl.exp(-gate)) * up
-    store_blocks(held, tl.load(global_scale), values, scales, rows, first, M, K, ROWS, WIDTH, SWIZZLED)
+    store_blocks(
+        held,
+        tl.load(global_scale),
+        values,
+        scales,
+        rows,
+        first,
+        M,
+        K,
+        stride_values,
+        stride_scales,
+        ROWS,
+        WIDTH,
+        SWIZZLED,
+    )
 
 
 @triton.jit(do_not_specialize=["M", "eps"])
@@ -167,6 +211,8 @@ def rms_norm_nvfp4_rows(
     M,
     K,
     stride_x,
+    stride_values,
+    stride_scales,  # of linear scales
     eps,
     weight_bias,
     ROWS: tl.constexpr,
@@ -180,6 +226,8 @@ def rms_norm_nvfp4_rows(
     held = tl.load(x + rows[:, None].to(tl.int64) * stride_x + k[None, :], mask=inside, other=0.0).to(tl.float32)
     mean = tl.div_rn(tl.sum(held * held, axis=1), tl.zeros((ROWS,), tl.float32) + K)
     by = tl.div_rn(tl.zeros((ROWS,), tl.float32) + 1.0, tl.sqrt_rn(mean + eps))
-    factor = tl.load(weight + k, mask=k < K, other=0.0).to(tl.float32) + weight_bias
-    held = held * by[:, None] * factor[None, :]
-    store_blocks(held, tl.load(global_scale), values, scales, rows, 0, M, K, ROWS, WIDTH, SWIZZLED)
+    weights = tl.load(weight + k, mask=k < K, other=0.0).to(tl.float32) + weight_bias
+    held = held * by[:, None] * weights[None, :]
+    store_blocks(
+        held, tl.load(global_scale), values, scales, rows, 0, M, K, stride_values, stride_scales, ROWS, WIDTH, SWIZZLED
+    )

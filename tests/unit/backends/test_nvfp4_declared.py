@@ -7,12 +7,12 @@ from kernelmux.backends.jit_cuda.nvfp4_gemv_rules import GemvTile
 from kernelmux.backends.triton import declare_nvfp4 as triton
 from kernelmux.backends.triton import nvfp4_configs
 from kernelmux.backends.triton.nvfp4_rules import Nvfp4Tile
-from kernelmux.contracts.nvfp4 import GEMM, QUANTIZE
+from kernelmux.contracts.nvfp4 import OPS as CONTRACTS
 from kernelmux.device import resolve_device
 from kernelmux.quant import Scheme
 from kernelmux.registry import Packages, Problem, Rejected
 
-OPS = {"nvfp4_gemm": GEMM, "nvfp4_quantize": QUANTIZE}
+OPS = {op.name: op for op in CONTRACTS}
 KERNELS = {kernel.name: kernel for kernel in (*triton.KERNELS, *jit_cuda.KERNELS)}
 HERE = Packages({"torch": "2.11.0+cu130", "triton": "3.6.0", "cupy-cuda13x": "14.2.0", "nvidia-cuda-nvrtc": "13.0.88"})
 
@@ -80,3 +80,18 @@ def test_a_swept_shape_takes_its_launch_and_another_the_nearest_ones_blocks(tabl
     assert other.grade == "family" and other.at(3).split == 1 and not other.at(3).pdl
     few = nvfp4_configs.few_tokens(device, HERE, problem(n=4096))
     assert few.at(3) == GemvTile(8, 1, 2) and few.at(17).block_m == 64
+
+
+def test_what_the_declarations_name_is_there():
+    pytest.importorskip("torch")
+    from kernelmux.registry.lazy import load
+
+    for kernel in KERNELS.values():
+        for name in ("load", "prepare", "configs", "warmup", "source", "compile"):
+            if getattr(kernel, name) is not None:
+                assert callable(load(getattr(kernel, name)))
+    assert len({load(kernel.source)() for kernel in KERNELS.values() if kernel.source}) == 2
+    jobs = list(
+        load(KERNELS["kernelmux.nvfp4_weight_only[jit_cuda]"].compile)(resolve_device("h100-sxm"), "bfloat16", {})
+    )
+    assert 3 <= len(jobs) == len({job.what for job in jobs})
