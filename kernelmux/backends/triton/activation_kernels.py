@@ -1,4 +1,4 @@
-"""Triton kernels of the activations: one formula a line in FORMULAS, one kernel for the gated and one for the unary.
+"""Triton kernels of the activations: one formula a line in ``activated``, one kernel for all of them.
 
 A tile is ROWS rows by BLOCK columns; the columns of a row are dealt to COLUMN_TILES tiles. Strides, contraction and
 ``out`` as in norm_kernels; every tile is read before it is written, so ``out`` may be x where it has x's columns.
@@ -49,13 +49,16 @@ def relu2(x, EXACT: tl.constexpr):
     return positive * positive
 
 
-FORMULAS = {
-    "silu_and_mul": silu,
-    "gelu_and_mul": gelu,
-    "gelu_tanh_and_mul": gelu_tanh,
-    "relu2": relu2,
-}
-"""Op to its formula on fp32; for a gated op that of the gate."""
+@triton.jit
+def activated(x, OP: tl.constexpr, EXACT: tl.constexpr):
+    """The formula of an op on fp32, of a gated one that of the gate: a line each. Only the op's own is compiled."""
+    return (
+        silu(x, EXACT) if OP == "silu_and_mul"
+        else gelu(x, EXACT) if OP == "gelu_and_mul"
+        else gelu_tanh(x, EXACT) if OP == "gelu_tanh_and_mul"
+        else relu2(x, EXACT) if OP == "relu2"
+        else tl.static_assert(False, "no formula of this op")
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows", "x_units", "out_units"])
@@ -67,7 +70,7 @@ def activate_tiles(
     out_units,
     H: tl.constexpr,  # of out
     UNIT: tl.constexpr,
-    FORMULA: tl.constexpr,
+    OP: tl.constexpr,  # its name: Triton writes the arguments of a launch as JSON, functions are none
     GATED: tl.constexpr,
     CAST: tl.constexpr,  # the activated gate is rounded before the product
     ROWS: tl.constexpr,
@@ -99,10 +102,10 @@ def activate_tiles(
         value = tl.load(source, mask=mask, other=0.0)
         if GATED:
             up = tl.load(source + H, mask=mask, other=0.0)
-            gate = FORMULA(value.to(tl.float32), EXACT)
+            gate = activated(value.to(tl.float32), OP, EXACT)
             if CAST:
                 gate = gate.to(dtype).to(tl.float32)
             result = gate * up.to(tl.float32)
         else:
-            result = FORMULA(value.to(tl.float32), EXACT)
+            result = activated(value.to(tl.float32), OP, EXACT)
         tl.store(out + token * out_units * UNIT + at, result.to(dtype), mask=mask)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...contracts.activation_table import ACTIVATIONS
 from ...contracts.activations_math import check_gated, check_unary
 from . import small_launch
-from .activation_kernels import FORMULAS, activate_tiles
+from .activation_kernels import activate_tiles
 from .small_launch import Gpu, Launch, Plan, Rows, Variant, programs, unit_of
 from .small_rules import Tile, column_tile
 
@@ -30,7 +30,7 @@ def activation_plan(op: str, gated: bool, order: str) -> Plan:
         unit = unit_of(x.itemsize, x.stride, out.stride)
         column_tiles = -(-out.width // t.block)
         constants = dict(
-            H=out.width, UNIT=unit, FORMULA=FORMULAS[op], GATED=gated, CAST=order == "cast_before_mul",
+            H=out.width, UNIT=unit, OP=op, GATED=gated, CAST=order == "cast_before_mul",
             ROWS=t.rows, BLOCK=t.block, COLUMN_TILES=column_tiles, STAGES=t.stages, PERSISTENT=t.per_sm > 0,
             PDL=gpu.pdl,
         )  # fmt: skip
@@ -61,9 +61,9 @@ def _activation(op: str, gated: bool, order: str) -> Variant:
 VARIANTS = {
     **{
         f"{a.name}_{order}": _activation(a.name, True, order)
-        for a in ACTIVATIONS if a.gated and a.name in FORMULAS for order in ("cast_before_mul", "fp32_mul")
+        for a in ACTIVATIONS if a.gated for order in ("cast_before_mul", "fp32_mul")
     },
-    **{a.name: _activation(a.name, False, "") for a in ACTIVATIONS if not a.gated and a.name in FORMULAS},
+    **{a.name: _activation(a.name, False, "") for a in ACTIVATIONS if not a.gated},
 }  # fmt: skip
 
 
