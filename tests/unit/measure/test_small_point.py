@@ -54,3 +54,17 @@ def test_ops_of_other_axes_are_refused_by_name():
     with pytest.raises(UsageError, match="only ops of M and H"):
         small_point.check_op(KNOWN.op("fused_moe"), KNOWN.ops())
     assert {"rms_norm", "silu_and_mul", "relu2"} <= {op.name for op in OPS}
+
+
+@pytest.mark.parametrize("reads", [1, 2])
+def test_the_ceiling_in_triton_compiles_and_moves_16_bytes_at_a_time(reads):
+    pytest.importorskip("triton", reason="Triton compiles")
+    from kernelmux.backends.triton.small_compile import compile_launch
+    from kernelmux.backends.triton.small_launch import Launch
+    from kernelmux.device import Capability
+    from kernelmux.measure.small_copy_kernels import stream_kernel
+
+    launch = Launch(stream_kernel, (0, 1), (), (1 << 20,), {"READS": reads, "BLOCK": 2048}, 512, 8, 3, False)
+    code = compile_launch(launch, ["int32", "int32"], Capability.parse("9.0")).asm["ptx"]
+    assert code.count("ld.global.v4") == 2 * reads
+    assert code.count("st.global.v4") == 2
