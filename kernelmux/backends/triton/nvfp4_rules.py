@@ -39,11 +39,12 @@ class Nvfp4Tile:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def shared_bytes(self, stages_of_x: int = 0) -> int:
-        """At least so much shared memory: words, scales and x of the stages in flight."""
+    def shared_bytes(self, capability: tuple[int, int]) -> int:
+        """What a launch takes on 8.x, 9.0 and 12.x; 10.x takes 2 KB more. wgmma holds x of every stage."""
         words = self.block_n * (2 * self.block_j + self.block_j // 4)
         tokens = 4 * self.block_j * self.block_m * 2
-        return max(1, self.stages - 1) * (words + tokens)
+        before = max(1, self.stages - 1)
+        return before * words + tokens * (max(2, self.stages) if capability == (9, 0) else before)
 
 
 DECODE = Nvfp4Tile(kind="decode")
@@ -57,7 +58,7 @@ def most_split(k: int) -> int:
 def candidates(m: int, n: int, k: int, capability: tuple[int, int]) -> Iterator[Nvfp4Tile]:
     """Launches worth timing at this size; the first is not special."""
     hopper = capability == (9, 0)
-    room = {(8, 0): 163, (9, 0): 227}.get(capability, 99) * 1024
+    room = {(8, 0): 163, (9, 0): 227, (10, 0): 225, (10, 3): 225}.get(capability, 99) * 1024
     pdls = (False, True) if hopper else (False,)
     splits = [s for s in (1, 2, 3, 4, 8) if s <= most_split(k)]
     found: set[Nvfp4Tile] = set()
@@ -83,7 +84,7 @@ def candidates(m: int, n: int, k: int, capability: tuple[int, int]) -> Iterator[
                 if block_m <= max(64, 2 * m) and (split == 1 or tiles * split <= 400):
                     found.add(Nvfp4Tile(block_n, block_m, block_j, group, split, warps, stages))
         found |= {replace(DECODE, pieces=p) for p in (1, 2, 4, 8) if n >= 1024 * p}
-    yield from sorted(tile for tile in found if tile.kind == "decode" or tile.shared_bytes() <= room)
+    yield from sorted(tile for tile in found if tile.kind == "decode" or tile.shared_bytes(capability) <= room)
 
 
 def heuristic(m: int, n: int, k: int, sms: int, capability: tuple[int, int]) -> Nvfp4Tile:

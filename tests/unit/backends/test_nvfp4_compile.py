@@ -49,7 +49,10 @@ def test_the_chosen_launches_compile_without_spills_and_without_moving_the_decod
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == len(jobs)
-    for capability, shared, registers, stack, wgmma, conversions, decodes in rows:
+    for (_, given, _), row in zip(jobs, rows, strict=True):
+        capability, shared, registers, stack, wgmma, conversions, decodes = row
+        major, minor = map(int, capability.split("."))
+        assert shared == Nvfp4Tile(**given).shared_bytes((major, minor))
         assert shared <= ROOM[capability] and registers <= 255 and stack == 0
         assert wgmma == (capability == "9.0")
         assert decodes in (
