@@ -133,5 +133,9 @@ class LaunchFailed(KernelmuxError):
         )
 
 
+class TrustError(KernelmuxError):
+    """A kernel failed its check and no other can take its place: weights are prepared for it, or it was asked for."""
+
+
 class FrozenError(KernelmuxError):
     """After ``freeze()`` nothing tunes, compiles, loads or writes."""

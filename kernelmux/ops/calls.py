@@ -179,15 +179,14 @@ class Calls:
             op.name, device=x.device, quant=quant, dtype=x.dtype, shape=self._shape_of(x, _alone(weights, op), **rest),
             activation=rest.get("activation"),
         )  # fmt: skip
+        selection.check()  # may give it another kernel
         kernel = selection.declaration
         whole = kernel.prepare is None and kernel.configs is None and not (op.check_values and _checked_mode())
         layouts = self._layouts(settled) if op.outs else []
         if layouts and not any(0 in shape for shape, _, _ in layouts) and kernel.bind is not None and whole:
-            selection.check()
             made = outs or tuple(torch.empty_strided(s, st, dtype=d, device=x.device) for s, st, d in layouts)
             call = load(kernel.bind, f"running {kernel.name}")(scalars, *tensors, *made)
         elif layouts and all(0 in shape for shape, _, _ in layouts):
-            selection.check()
             call = _nothing
         else:
             return self._through(selection, scalars, bool(outs))

@@ -1,7 +1,8 @@
 """The choice: a pure function of a device, its packages, a problem, the policy and what was measured.
 
-Order: what a rule forbids is no candidate; an explicit choice, which is honoured or raises; a rule that pins, which is
-too; the fastest valid measurement; the first matching rule with a preference that can run; the portable fallback.
+Order: what a rule forbids, or failed its check here, is no candidate; an explicit choice, which is honoured or raises;
+a rule that pins, which is too; the fastest valid measurement; the first matching rule with a preference that can run;
+the portable fallback.
 Nothing is read, imported or looked up here that was not passed in.
 """
 
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from kernelmux.errors import NoKernel, UsageError
+from kernelmux.errors import FrozenError, NoKernel, UsageError
 from kernelmux.policies.policy import Policy
 from kernelmux.policies.selection import Outranked, Refused, Selection, is_weight_only
 from kernelmux.registry.decision import Conditional, Decision, Rejected
@@ -25,6 +26,7 @@ from kernelmux.registry.value import Value
 if TYPE_CHECKING:
     from kernelmux.device import Device
     from kernelmux.policies.rule import Rule
+    from kernelmux.policies.standing import Doubt
     from kernelmux.registry.config import ConfigChoice
     from kernelmux.registry.op import Op
 
@@ -60,30 +62,42 @@ def resolve(
     demands: Iterable[str] = (),
     configs: ConfigLookup | None = None,
     source_of: Callable[[Kernel], str] | None = None,
+    doubt: Doubt | None = None,
 ) -> Selection:
     """Choose a kernel for the problem. Raises NoKernel with the Decision on every candidate when none can be had.
 
     ``source_of`` answers for ``Kernel.source``: a configuration found with another version of the kernel is used, and
-    a condition says so.
+    a condition says so. ``doubt`` tells what the trust gate holds against a kernel that could run; FrozenError where
+    only kernels are left that nobody can check now.
     """
     contract = registry.op(op)
     problem, conditions = complete(contract, device, problem, demands)
     judged = [(kernel, kernel.judge(contract, device, packages, problem)) for kernel in registry.kernels(op)]
     judged = _forbidden(contract, device, packages, problem, policy, judged)
-    accepted = {kernel: decision for kernel, decision in judged if not isinstance(decision, Rejected)}
-    rejected = tuple(Refused(k.backend, k.name, d) for k, d in judged if isinstance(d, Rejected))
     explicit = Explicit(override) if isinstance(override, str) else override
     notes: list[str] = []
+    if doubt is not None:
+        judged = [
+            (k, d if isinstance(d, Rejected) else _doubted(k, d, problem, doubt, explicit, notes)) for k, d in judged
+        ]
+    accepted = {kernel: decision for kernel, decision in judged if not isinstance(decision, Rejected)}
+    rejected = tuple(Refused(k.backend, k.name, d) for k, d in judged if isinstance(d, Rejected))
     choice: _Choice | None
-    if explicit is not None:
-        choice = _explicit(explicit, contract, registry, problem, device, accepted, rejected)
-    else:
-        choice = _pinned(contract, registry, device, packages, problem, policy, accepted, rejected)
-        choice = choice or _measured(contract, device, packages, problem, measurements, accepted, source_of, notes)
-        choice = choice or _by_policy(contract, device, packages, problem, policy, accepted, notes)
-        choice = choice or _fallback(accepted, notes)
-    if choice is None:
-        raise NoKernel(_nothing(problem, device, accepted, rejected), rejected)
+    try:
+        if explicit is not None:
+            choice = _explicit(explicit, contract, registry, problem, device, accepted, rejected)
+        else:
+            choice = _pinned(contract, registry, device, packages, problem, policy, accepted, rejected)
+            choice = choice or _measured(contract, device, packages, problem, measurements, accepted, source_of, notes)
+            choice = choice or _by_policy(contract, device, packages, problem, policy, accepted, notes)
+            choice = choice or _fallback(accepted, notes)
+        if choice is None:
+            raise NoKernel(_nothing(problem, device, accepted, rejected), rejected)
+    except NoKernel as error:
+        unchecked = [other.kernel for other in error.rejected if other.code == "ungated"]
+        if unchecked:
+            raise FrozenError(_too_late(problem, device, unchecked)) from None
+        raise
     chosen = choice.kernel
     config = configs(chosen, device, packages, problem) if configs is not None and chosen.configs else None
     notes += getattr(config, "notes", ())
@@ -316,6 +330,26 @@ def _fallback(accepted: Mapping[Kernel, Decision], notes: list[str]) -> _Choice 
             why = f"no rule prefers another kernel here: the portable fallback, {backend}"
             return _Choice(found[0], "fallback", why, f"fallback: {', then '.join(FALLBACK)}")
     return None
+
+
+def _doubted(
+    kernel: Kernel, decision: Decision, problem: Problem, doubt: Doubt, explicit: Explicit | None, notes: list[str]
+) -> Decision:
+    """The judgement on a kernel that could run, or the rejection for what its check found."""
+    asked_for = explicit is not None and explicit.backend in (kernel.backend, kernel.name)
+    no = doubt(kernel, problem, asked_for)
+    if no is None:
+        return decision
+    if no.code == "quarantined":
+        notes.append(f"{kernel.name} is quarantined: {no.reason}")
+    return no
+
+
+def _too_late(problem: Problem, device: Device, kernels: list[str]) -> str:
+    return (
+        f"kernelmux is frozen or a CUDA graph is being captured, and no kernel that could run {problem.brief()} has "
+        f"been checked on {device.torch_name}: {', '.join(kernels)}. Check them before, with km.warmup()."
+    )
 
 
 def _nothing(

@@ -15,6 +15,7 @@ from typing import Any
 
 from kernelmux.device import Device, resolve_device
 from kernelmux.errors import BadShape, DeviceNotFound, MissingPackage, NoKernel, StoreError, UsageError
+from kernelmux.policies import standing
 from kernelmux.policies.policy import Policy
 from kernelmux.policies.resolve import Explicit, check_backend, resolve
 from kernelmux.policies.selection import Selection
@@ -145,19 +146,26 @@ def _select(
         raise UsageError(f"demands is a collection of words, not one word: write demands=({demands!r},).")
     here = _device(device)
     problem = Problem(op, Scheme.of(quant), dtype_name(dtype), shape, activation, frozenset(demands))
-    selection = resolve(
-        op,
-        here,
-        _packages() if packages is None else packages,
-        problem,
-        policy=_policy(registry, op, policy),
-        registry=registry,
-        override=_explicit(op, backend),
-        measurements=_measured(op, here),
-        configs=_config,
-        source_of=_source,
-    )
-    if key is not None and not _follows_current(device) and before == epoch.value:
+    explicit = _explicit(op, backend)
+
+    def choose() -> Selection:
+        return resolve(
+            op,
+            here,
+            _packages() if packages is None else packages,
+            problem,
+            policy=_policy(registry, op, policy),
+            registry=registry,
+            override=explicit,
+            measurements=_measured(op, here),
+            configs=_config,
+            source_of=_source,
+            doubt=standing.doubts(here),
+        )
+
+    selection = choose()
+    selection._state["again"] = choose
+    if key is not None and not _follows_current(device) and before == epoch.value and not _passing(selection):
         if len(_cache) >= _LIMIT:
             _cache.clear()  # what is asked for again is resolved again, from memory
         variable = _encode(op_variable(op))
@@ -170,6 +178,17 @@ def _select(
             _variable(_POLICY_KEY),
         )
     return selection
+
+
+def _passing(selection: Selection) -> bool:
+    """Whether it was made in a capture without kernels that could not be checked there: not to be remembered."""
+    return any(other.code == "ungated" for other in selection.rejected) and not frozen.is_frozen()
+
+
+def drop(selection: Selection) -> None:
+    """Answer no question with this Selection any more."""
+    for key in [key for key, entry in _cache.items() if entry[0] is selection]:
+        del _cache[key]
 
 
 def _follows_current(device: Any) -> bool:
@@ -333,6 +352,7 @@ def refresh() -> None:
     """See what changed outside this process: packages, kernels, tables, measurements, policy files, devices."""
     frozen.guard("read files again")
     installed_packages.forget()
+    standing.forget()
     discovery.forget()
     _devices.clear()
     _policies.clear()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from kernelmux.errors import UsageError
+from kernelmux.errors import TrustError, UsageError
+from kernelmux.policies import standing
 from kernelmux.registry.decision import Rejected
 from kernelmux.registry.lazy import load
 from kernelmux.registry.value import Value, fresh
@@ -25,9 +27,15 @@ if TYPE_CHECKING:
 
 SOURCES = ("override", "measured", "policy", "fallback")
 
-prepare_hooks: list[Callable[[Selection], None]] = []
+prepare_hooks: list[Callable[[Selection], Selection | None]] = [standing.gate]
 """Called with the Selection before weights are converted or, for ops without weights, at ``warmup()`` or the first
-call; a hook that raises stops it. The place of the trust gate."""
+call. A hook that raises stops it; one that returns another Selection makes this one take its kernel. The place of the
+trust gate."""
+
+_settling = threading.RLock()  # one check at a time; a kernel under check may call other ops
+_CHOICE = (
+    "declaration", "source", "evidence", "why", "policy_rule", "configs", "conditions", "outranked", "rejected",
+)  # fmt: skip
 
 
 class Outranked(Value):
@@ -93,6 +101,8 @@ class Selection(Value):
 
     ``source`` says what decided (``override``, ``measured``, ``policy``, ``fallback``), ``rule`` names the policy rule
     where one did, ``evidence`` is what is known of this kernel on this GPU (``measured``, ``compiled``, ``declared``).
+    Until it is prepared, warmed or called, the trust gate may give it another kernel, with a warning; from then on it
+    keeps its own.
     """
 
     op: Op
@@ -191,7 +201,8 @@ class Selection(Value):
 
         Without a prepare step a single tensor comes back itself, several as the mapping they were given in.
         Raises UsageError when one of the op's weights is missing, MissingPackage when the kernel's package is not
-        importable, FrozenError after ``freeze()`` for a kernel that was not warmed.
+        importable, FrozenError after ``freeze()`` for a kernel that was not warmed, NoKernel where the trust gate
+        leaves none.
         """
         missing = [name for name in self.op.weights if name not in tensors]
         if missing:
@@ -205,12 +216,37 @@ class Selection(Value):
     def _weights(self) -> str:
         return ", ".join(f"{name}={name}" for name in self.op.weights)
 
-    def check(self) -> None:
-        """Run the prepare hooks, once a Selection."""
-        if "checked" not in self._state:
+    def check(self, *, converted: bool = False) -> None:
+        """Run the prepare hooks, once a Selection. A hook may move it to another kernel.
+
+        Raises TrustError where weights are ``converted`` already and would not be those of the other kernel.
+        """
+        if "checked" in self._state:
+            return
+        with _settling:
+            if "checked" in self._state:
+                return
             for hook in prepare_hooks:
-                hook(self)
+                other = hook(self)
+                if other is not None:
+                    self._become(other, converted)
             self._state["checked"] = True
+
+    def _become(self, other: Selection, converted: bool) -> None:
+        if converted and (self.declaration.prepare or other.declaration.prepare):
+            said = next((refused.reason for refused in other.rejected if refused.kernel == self.kernel), "not trusted")
+            raise TrustError(
+                f"{self.kernel} cannot run, and weights are prepared for it already: {said}. Select again and prepare "
+                f"again: {other.kernel} would be taken. {standing.VARIABLE}=off runs it all the same."
+            )
+        for field in _CHOICE:
+            object.__setattr__(self, field, getattr(other, field))
+        self._by_tokens.clear()
+
+    def again(self) -> Selection | None:
+        """The choice for the same question as things stand now; None for a Selection that nobody asked for."""
+        choose: Callable[[], Selection] | None = self._state.get("again")
+        return None if choose is None else choose()
 
     def warm(self) -> None:
         """Load everything a call needs, so that it also runs after ``freeze()``."""
@@ -226,7 +262,7 @@ class Selection(Value):
 
         The activation is the Selection's own unless the call names one.
         """
-        run = self._state.get("run") or self._bind(x)
+        run = self._state.get("run") or self._bind(x, weights is not None)
         if weights is None and self.op.weights:
             raise UsageError(f"{self.op.name} needs weights: after x, what prepare({self._weights()}) returned.")
         if self.problem.activation is not None:
@@ -245,18 +281,18 @@ class Selection(Value):
             config = self._by_tokens[tokens] = self.configs.at(tokens)
         return config
 
-    def _bind(self, x: Any = None) -> Callable[..., Any]:
+    def _bind(self, x: Any = None, converted: bool = False) -> Callable[..., Any]:
         place = getattr(getattr(x, "device", None), "type", None)
         if place == "cpu" and self.device.vendor != "cpu" and not os.environ.get("TRITON_INTERPRET"):
             raise UsageError(
                 f"this Selection is for {self.device.name} and x is on the CPU. Move the tensors to the GPU, or select "
                 "with device=x.device."
             )
+        self.check(converted=converted and bool(self.op.weights))
         run: Callable[..., Any] = load(self.declaration.load, f"running {self.kernel}")
         if self.configs is not None:
             shape: Callable[..., Mapping[str, int]] = load(self.op.problem, f"reading the shape of {self.op.name}")
             self._state["shape"] = shape
-        self.check()
         if os.environ.get("KERNELMUX_CHECKED", "") not in ("", "0") and self.op.check_values:
             run = _checked(run, load(self.op.check_values, f"checking the arguments of {self.op.name}"))
         self._state["run"] = run
