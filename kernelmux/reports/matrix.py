@@ -209,13 +209,14 @@ class DeviceFacts(msgspec.Struct, frozen=True):
 
 
 class OpFacts(msgspec.Struct, frozen=True):
-    """An op of the matrix and the kernels that are declared for it."""
+    """An op of the matrix and the kernels that are declared for it. ``tolerance``: dtype -> (rtol, atol)."""
 
     name: str
     summary: str
     schemes: tuple[str, ...]
     dtypes: tuple[str, ...]
     kernels: tuple[str, ...] = ()
+    tolerance: dict[str, tuple[float, float]] = {}
 
 
 class PackageFacts(msgspec.Struct, frozen=True):

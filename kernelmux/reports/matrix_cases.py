@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -104,7 +105,7 @@ class Filter:
         key = key.rstrip("!").strip().lower()
         if not sign:
             key, globs = "op", text
-        parts = tuple(part for part in map(str.strip, globs.split(",")) if part)
+        parts = tuple(part for part in map(str.strip, re.split(r",(?![^\[]*\])", globs)) if part)  # not in [a, b]
         if key not in KEYS:
             raise UsageError(f"--filter {text!r}: there is nothing called {key!r} to go by. Known: {', '.join(KEYS)}.")
         if not parts:
@@ -114,7 +115,12 @@ class Filter:
     def takes(self, value: object) -> bool:
         """Whether the filter lets a value of its key through."""
         said = "" if value is None else str(value)
-        return any(fnmatchcase(said, glob) for glob in self.globs) is self.wanted
+        return any(fits(said, glob) for glob in self.globs) is self.wanted
+
+
+def fits(text: str, glob: str) -> bool:
+    """Whether a glob means this text; it may be the text itself, whose brackets are then no set of characters."""
+    return text == glob or fnmatchcase(text, glob)
 
 
 def takes(filters: Iterable[Filter], **values: object) -> bool:

@@ -241,8 +241,10 @@ def device_facts(device: Device) -> DeviceFacts:
 def _op_facts(registry: Registry, name: str) -> OpFacts:
     op = registry.op(name)
     return OpFacts(
-        op.name, op.summary, tuple(sorted(op.schemes)), op.dtypes, tuple(k.name for k in registry.kernels(op.name))
-    )
+        name=op.name, summary=op.summary, schemes=tuple(sorted(op.schemes)), dtypes=op.dtypes,
+        kernels=tuple(kernel.name for kernel in registry.kernels(op.name)),
+        tolerance={dtype: (allowed.rtol, allowed.atol) for dtype, allowed in sorted(op.tolerance.items())},
+    )  # fmt: skip
 
 
 def _registered() -> Registry:
