@@ -1,14 +1,19 @@
 """The native NVFP4 GEMM compiled for GPUs that are not here: its PTX multiplies e2m1 with block scales of 16."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from kernelmux.backends.triton.nvfp4_native_rules import ROOM, SPACE, NativeTile, candidates, family, heuristic
 
 pytest.importorskip("triton", reason="Triton compiles")
+
+ROOT = Path(__file__).parents[3]
+NEWEST = "KERNELMUX_NEWEST_TRITON"
 
 SCRIPT = """
 import json, sys
@@ -25,7 +30,8 @@ for said, tile in json.loads(sys.argv[1]):
     kernel = compile_native(NativeTile(**tile), Capability.parse(said))
     ptx = kernel.asm["ptx"]
     print(json.dumps([said, tile["use_tma"], kernel.metadata.shared, *resources(kernel.asm["cubin"]),
-                      "kind::mxf4nvf4.block_scale.scale_vec::4X" in ptx, "tcgen05.mma" in ptx,
+                      any("kind::mxf4nvf4.block_scale." + each in ptx for each in ("scale_vec::4X", "block16")),
+                      "tcgen05.mma" in ptx,
                       "cp.async.bulk.tensor" in ptx]))
 """
 
@@ -45,6 +51,27 @@ def test_it_compiles_to_block_scaled_products_for_every_blackwell_that_this_trit
         kind = family(tuple(map(int, capability.split("."))))
         assert scaled and tcgen05 == (kind == "tcgen05") and tma == use_tma
         assert shared <= ROOM[kind] and registers <= 255 and stack <= 16
+
+
+@pytest.mark.skipif(not os.environ.get(NEWEST), reason=f"{NEWEST} names no folder with a later Triton")
+def test_a_later_triton_compiles_it_for_every_blackwell():
+    """``pip install --target FOLDER --no-deps 'triton>=3.9'``, then set the variable to FOLDER."""
+    kinds = {"10.0": "tcgen05", "10.3": "tcgen05", "11.0": "tcgen05", "12.0": "mma", "12.1": "mma"}
+    jobs = [
+        (capability, NativeTile(*SPACE[kind][0][:3], 8, 1, *SPACE[kind][0][3:], use_tma).to_json())
+        for capability, kind in kinds.items()
+        for use_tma in (True, False)
+    ]
+    path = os.pathsep.join((os.environ[NEWEST], str(ROOT)))
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(jobs)], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == len(jobs)
+    for capability, _, _, registers, stack, scaled, tcgen05, _ in rows:
+        assert scaled and tcgen05 == (kinds[capability] == "tcgen05") and registers <= 255 and stack <= 32
 
 
 def test_candidates_fit_and_hold_the_choice():
