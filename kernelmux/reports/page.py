@@ -24,7 +24,7 @@ def page(title: str, markup: str, data: Mapping[str, Any], data_id: str = "repor
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{text(title)}</title>\n<style>\n{style('chart.css')}{style('page.css')}</style>\n</head>\n<body>\n"
-        f"{markup}\n{_embedded(data, data_id)}\n</body>\n</html>\n"
+        f"{markup}\n{embedded(data, data_id)}\n</body>\n</html>\n"
     )
 
 
@@ -34,7 +34,8 @@ def style(name: str) -> str:
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
-def _embedded(data: Mapping[str, Any], data_id: str) -> str:
+def embedded(data: Mapping[str, Any], data_id: str) -> str:
+    """``data`` as JSON in a script element that no browser runs; nothing in it can end the element."""
     body = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&":  # inside a script element only these could end it or open a comment
         body = body.replace(character, f"\\u{ord(character):04x}")

@@ -1,0 +1,332 @@
+// The heat map: an ARIA grid whose rows the browser lays out only when they come into sight.
+
+const CODE_ROOM = 12; // strips of a tile that changes over M, at most
+
+/** What a kind of cell has for rows and columns. */
+const LAYOUT = {
+  [CHOSEN]: {
+    row: (cell) => String(caseOf[cell]), column: (cell) => String(deviceOf[cell]), over: true,
+    about: "What would be chosen: ops by GPU. A tile stands for every M shown.",
+  },
+  [LIVE]: {
+    row: (cell) => `${caseOf[cell]}|${said(cell, "kernel")}`, column: (cell) => `${deviceOf[cell]}|${mOf[cell]}`, over: false,
+    about: "What was measured: kernels by M.",
+  },
+  [COMPILED]: {
+    row: (cell) => `${caseOf[cell]}|${said(cell, "kernel")}`, column: (cell) => String(deviceOf[cell]), over: true,
+    about: "What the compilers made of each kernel, a GPU for each capability.",
+  },
+};
+
+/** What a tile can show, by kind of cell: its letters and its look. */
+const TILES = {
+  backend: (cell) => {
+    const {code, look} = backendOf(cell);
+    return [code, look === "none" ? "none" : `${look} p-${said(cell, "evidence")}`];
+  },
+  evidence: (cell) => { const word = said(cell, "evidence") ?? "none", {code, look} = wordLook(word); return [code, `w-${look}`]; },
+  result: (cell) => { const {code, look} = wordLook(wordOf(cell)); return [code, `w-${look}`]; },
+  roofline: (cell) => {
+    const result = resultAt(cell), percent = result?.roofline_percent;
+    if (percent === null || percent === undefined || RED.has(result.status)) return TILES.result(cell);
+    return [String(Math.round(percent)), `q${Math.max(0, Math.min(9, Math.floor(percent / 10)))}`];
+  },
+  registers: (cell) => {
+    const result = resultAt(cell);
+    if (result?.status !== "ok" || !result.registers) return TILES.result(cell);
+    return [String(result.registers), result.spills ? "w-spills" : "w-ok"];
+  },
+};
+const MODES = {
+  [CHOSEN]: [["backend", "Backend"], ["evidence", "Evidence"]],
+  [LIVE]: [["roofline", "% of roofline"], ["result", "Result"], ["backend", "Backend"]],
+  [COMPILED]: [["result", "Result"], ["registers", "Registers"], ["backend", "Backend"]],
+};
+
+class Grid {
+  constructor(root, {onOpen, onFocus}) {
+    this.root = root;
+    this.onOpen = onOpen;
+    this.onFocus = onFocus;
+    this.at = [0, 0];
+    root.addEventListener("keydown", (event) => this.key(event));
+    root.addEventListener("click", (event) => this.click(event));
+    root.addEventListener("focusin", (event) => { if (event.target.at) this.moved(event.target.at, false); });
+  }
+
+  /** Make the rows and columns of a kind; which of them are seen, `show` says. */
+  build(kind) {
+    this.kind = kind;
+    const layout = LAYOUT[kind], rows = new Map(), columns = new Map();
+    for (let cell = 0; cell < COUNT; cell++) {
+      if (kindOf[cell] !== kind) continue;
+      const row = layout.row(cell), col = layout.column(cell);
+      if (!rows.has(row)) rows.set(row, {cell, slots: new Map()});
+      if (!columns.has(col)) columns.set(col, {cell, key: col});
+      const slots = rows.get(row).slots;
+      if (slots.has(col)) slots.get(col).push(cell); else slots.set(col, [cell]);
+    }
+    this.columns = this.ordered([...columns.values()]);
+    this.rows = [...rows.values()];
+    for (const row of this.rows) {
+      row.slots = this.columns.map(({key}) => row.slots.get(key)?.sort((a, b) => mOf[a] - mOf[b]) ?? []);
+    }
+    this.rows.sort((a, b) => caseOf[a.cell] - caseOf[b.cell]); // stable: kernels of a case side by side
+    this.at = [0, 0];
+    this.draw();
+  }
+
+  /** Columns of one capability side by side, in the order first seen. */
+  ordered(columns) {
+    const rank = new Map();
+    for (const {cell} of columns) {
+      const key = architecture(DEVICES[deviceOf[cell]]);
+      if (!rank.has(key)) rank.set(key, rank.size);
+    }
+    const arch = ({cell}) => rank.get(architecture(DEVICES[deviceOf[cell]]));
+    return columns.sort((a, b) => arch(a) - arch(b) || deviceOf[a.cell] - deviceOf[b.cell] || mOf[a.cell] - mOf[b.cell]);
+  }
+
+  draw() {
+    const live = this.kind === LIVE;
+    this.root.classList.toggle("wide-tiles", this.kind !== CHOSEN);
+    this.root.setAttribute("aria-rowcount", this.rows.length + 2);
+    this.root.setAttribute("aria-colcount", this.columns.length + 1);
+    this.groups = h("div", {role: "row", class: "row groups", "aria-rowindex": 1});
+    this.heads = this.columns.map(({cell}, i) => {
+      const device = DEVICES[deviceOf[cell]];
+      const name = live ? `M ${mOf[cell]}` : device.name;
+      return h("div", {role: "columnheader", class: "col", "aria-colindex": i + 2, title: aboutDevice(device)}, h("span", {}, name));
+    });
+    const corner = h("div", {role: "columnheader", class: "corner", "aria-colindex": 1}, this.kind === CHOSEN ? "op" : "kernel");
+    const names = h("div", {role: "row", class: "row names", "aria-rowindex": 2}, corner, this.heads);
+    const tile = h("div", {role: "gridcell", class: "tile", tabindex: -1});
+    let op = null;
+    const body = h("div", {role: "rowgroup"}, this.rows.map((row, r) => {
+      const one = CASES[caseOf[row.cell]];
+      row.first = one.op !== op;
+      op = one.op;
+      row.tiles = row.slots.map((slot, c) => {
+        const made = tile.cloneNode(false);
+        made.at = [r, c];
+        made.setAttribute("aria-colindex", c + 2);
+        return made;
+      });
+      row.element = h("div", {role: "row", class: "row", "aria-rowindex": r + 3}, this.rowHead(row, one), row.tiles);
+      return row.element;
+    }));
+    this.root.replaceChildren(h("div", {role: "rowgroup", class: "heads"}, this.groups, names), body);
+  }
+
+  rowHead(row, one) {
+    const kernel = this.kind === CHOSEN ? "" : said(row.cell, "kernel") ?? "no kernel";
+    const words = caseWords(one);
+    const full = `${one.op}${words ? `, ${words}` : ""}${kernel ? `, ${kernel}` : ""}`;
+    const shape = shapeWord(one.shape);
+    const about = HEADER.ops?.find(({name}) => name === one.op)?.summary;
+    row.opName = h("b", {class: "op"}, one.op);
+    return h("div", {role: "rowheader", class: "head", "aria-colindex": 1, "aria-label": full, title: [full, about, shape && `shape: ${shape}`].filter(Boolean).join("\n")},
+      row.opName, h("span", {class: "case"}, kernel || words), kernel && words ? h("span", {class: "case more"}, words) : null);
+  }
+
+  /** Show the cells of `pass`, tiles as `mode` paints them. */
+  show(pass, mode) {
+    const paint = TILES[mode];
+    this.pass = pass;
+    const columnSeen = new Uint8Array(this.columns.length);
+    for (const row of this.rows) {
+      row.shown = row.slots.map((slot) => slot.filter((cell) => pass[cell]));
+      row.seen = false;
+      for (let c = 0; c < row.shown.length; c++) if (row.shown[c].length) { row.seen = true; columnSeen[c] = 1; }
+    }
+    let op = null;
+    for (const row of this.rows) {
+      if (row.element.hidden === row.seen) row.element.hidden = !row.seen;
+      if (!row.seen) continue;
+      const name = CASES[caseOf[row.cell]].op;
+      row.element.classList.toggle("first", name !== op);
+      op = name;
+      for (let c = 0; c < row.tiles.length; c++) this.paint(row, c, paint, columnSeen[c] === 1);
+    }
+    this.columns.forEach((column, c) => {
+      column.seen = columnSeen[c] === 1;
+      this.heads[c].hidden = !column.seen;
+    });
+    this.seenRows = this.rows.flatMap((row, r) => (row.seen ? [r] : []));
+    this.seenColumns = this.columns.flatMap((column, c) => (column.seen ? [c] : []));
+    this.root.style.setProperty("--columns", this.seenColumns.length);
+    this.group();
+    this.settle();
+  }
+
+  paint(row, c, paint, columnSeen) {
+    const tile = row.tiles[c], slot = row.shown[c];
+    if (tile.hidden === columnSeen) tile.hidden = !columnSeen;
+    if (!columnSeen) return;
+    const signature = slot.length ? `${slot[0]}:${slot.length}:${slot.at(-1)}` : "";
+    if (tile.signature === signature && tile.painted === paint) return;
+    tile.signature = signature;
+    tile.painted = paint;
+    const looks = slot.map(paint);
+    const [code, look] = most(looks);
+    const mixed = looks.some(([other, otherLook]) => other !== code || otherLook !== look);
+    const red = slot.some((cell) => RED.has(resultAt(cell)?.status) || liveTrouble(cell));
+    tile.className = slot.length ? `tile ${look}${mixed ? " mixed" : ""}${red ? " red" : ""}` : `tile ${row.slots[c].length ? "out" : "empty"}`;
+    tile.textContent = code;
+    if (mixed) tile.style.setProperty("--strip", strip(looks)); else if (tile.style.length) tile.style.removeProperty("--strip");
+    tile.setAttribute("aria-label", slot.length ? describe(slot) : row.slots[c].length ? "filtered out" : "not in this matrix");
+  }
+
+  /** The row above the names: one head for the columns of a capability, or of a device. */
+  group() {
+    const heads = [];
+    for (const c of this.seenColumns) {
+      const device = DEVICES[deviceOf[this.columns[c].cell]];
+      const name = this.kind === LIVE ? device.name : architecture(device);
+      if (heads.at(-1)?.name === name) heads.at(-1).span++; else heads.push({name, span: 1, c});
+      this.heads[c].classList.toggle("start", heads.at(-1).span === 1);
+    }
+    const starts = new Set(heads.map(({c}) => c));
+    if (String([...starts]) !== this.starts) {
+      this.starts = String([...starts]);
+      for (const row of this.rows) row.tiles.forEach((tile, c) => { tile.dataset.start = starts.has(c) ? "" : "no"; });
+    }
+    this.groups.replaceChildren(h("div", {role: "columnheader", class: "corner", "aria-colindex": 1}, this.kind === LIVE ? "device" : "capability"),
+      ...heads.map(({name, span, c}) => {
+        const made = h("div", {role: "columnheader", class: "group", "aria-colindex": c + 2, "aria-colspan": span, title: name}, name);
+        made.style.gridColumn = `span ${span}`;
+        return made;
+      }));
+  }
+
+  tile([r, c]) { return this.rows[r]?.tiles[c]; }
+  slot([r, c]) { return this.rows[r]?.shown[c] ?? []; }
+
+  /** Exactly one tile can be reached with Tab: the last one looked at, or the first that is seen. */
+  settle() {
+    if (!this.seenRows.length) return;
+    let [r, c] = this.at;
+    if (!this.rows[r]?.seen) r = this.seenRows[0];
+    if (!this.columns[c]?.seen) c = this.seenColumns[0];
+    this.moved([r, c], false);
+  }
+
+  moved(at, focus) {
+    const before = this.tile(this.at), tile = this.tile(at);
+    if (before) before.tabIndex = -1;
+    this.at = at;
+    tile.tabIndex = 0;
+    if (focus) {
+      tile.focus({preventScroll: true});
+      this.reveal(tile);
+      this.onFocus(this.slot(at));
+    }
+  }
+
+  /** Scroll so far that the tile is clear of the heads, which stay where they are. */
+  reveal(tile) {
+    const port = this.root, box = tile.getBoundingClientRect(), frame = port.getBoundingClientRect();
+    const top = frame.top + port.firstChild.offsetHeight, left = frame.left + port.querySelector(".corner").offsetWidth;
+    if (box.top < top) port.scrollTop -= top - box.top; else if (box.bottom > frame.top + port.clientHeight) port.scrollTop += box.bottom - frame.top - port.clientHeight;
+    if (box.left < left) port.scrollLeft -= left - box.left; else if (box.right > frame.left + port.clientWidth) port.scrollLeft += box.right - frame.left - port.clientWidth;
+  }
+
+  key(event) {
+    if (!event.target.at || event.altKey || event.metaKey) return;
+    const [r, c] = event.target.at, rows = this.seenRows, columns = this.seenColumns;
+    const i = rows.indexOf(r), j = columns.indexOf(c), far = event.ctrlKey;
+    const to = {
+      ArrowUp: [far ? 0 : i - 1, j], ArrowDown: [far ? rows.length - 1 : i + 1, j],
+      ArrowLeft: [i, far ? 0 : j - 1], ArrowRight: [i, far ? columns.length - 1 : j + 1],
+      Home: [far ? 0 : i, 0], End: [far ? rows.length - 1 : i, columns.length - 1],
+      PageUp: [i - 10, j], PageDown: [i + 10, j],
+    }[event.key];
+    if (to) {
+      event.preventDefault();
+      const clamp = (value, length) => Math.max(0, Math.min(length - 1, value));
+      this.moved([rows[clamp(to[0], rows.length)], columns[clamp(to[1], columns.length)]], true);
+    } else if (event.key === "Enter" || event.key === " ") {
+      event.preventDefault();
+      this.onOpen(this.slot([r, c]), true);
+    }
+  }
+
+  click(event) {
+    const tile = event.target.closest?.(".tile");
+    if (!tile) return;
+    this.moved(tile.at, false);
+    tile.focus({preventScroll: true});
+    this.onOpen(this.slot(tile.at), false);
+  }
+
+  /** Mark the tile whose cell is open. */
+  mark(cell) {
+    this.marked?.removeAttribute("aria-selected");
+    this.marked = null;
+    for (const [r, row] of cell < 0 ? [] : this.rows.entries()) {
+      if (caseOf[row.cell] !== caseOf[cell]) continue;
+      const c = row.slots.findIndex((slot) => slot.includes(cell));
+      if (c < 0) continue;
+      this.marked = row.tiles[c];
+      this.marked.setAttribute("aria-selected", "true");
+      return [r, c];
+    }
+    return null;
+  }
+}
+
+/** The look most cells have; the first of several. */
+function most(looks) {
+  const seen = new Map();
+  let best = ["", ""], times = 0;
+  for (const look of looks) {
+    const key = look.join("\n"), n = (seen.get(key) ?? 0) + 1;
+    seen.set(key, n);
+    if (n > times) { best = look; times = n; }
+  }
+  return best;
+}
+
+/** The looks side by side, as a band along the tile's foot. */
+function strip(looks) {
+  const shown = looks.length > CODE_ROOM ? looks.filter((_, i) => i % Math.ceil(looks.length / CODE_ROOM) === 0) : looks;
+  const step = 100 / shown.length;
+  const stops = shown.map(([, look], i) => `var(--${look.split(" ")[0]}) ${(i * step).toFixed(1)}% ${((i + 1) * step).toFixed(1)}%`);
+  return `linear-gradient(90deg, ${stops.join(", ")})`;
+}
+
+const RED_CHOICES = new Set();
+for (let cell = 0; cell < COUNT; cell++) {
+  if (kindOf[cell] === LIVE && RED.has(resultAt(cell)?.status)) {
+    RED_CHOICES.add(`${caseOf[cell]}|${deviceOf[cell]}|${mOf[cell]}|${said(cell, "kernel")}`);
+  }
+}
+/** Whether the kernel chosen here failed when it was run here. */
+const liveTrouble = (cell) => RED_CHOICES.size > 0 && RED_CHOICES.has(`${caseOf[cell]}|${deviceOf[cell]}|${mOf[cell]}|${said(cell, "kernel")}`);
+
+/** Neighbouring Ms with one answer as one entry: [{from, to, cell}]. */
+function stretches(slot) {
+  const found = [];
+  for (const cell of slot) {
+    const key = `${said(cell, "kernel")}|${said(cell, "evidence")}|${resultAt(cell)?.status}`;
+    if (found.at(-1)?.key === key) found.at(-1).to = cell; else found.push({key, from: cell, to: cell});
+  }
+  return found;
+}
+const span = ({from, to}) => (from === to ? `M ${mWord(from)}` : `M ${mWord(from)} to ${mWord(to)}`);
+
+function answer(cell) {
+  const result = resultAt(cell), backend = backendOf(cell).name;
+  if (!result) return `${backend}${said(cell, "evidence") ? `, ${said(cell, "evidence")}` : ""}${liveTrouble(cell) ? ", failed here" : ""}`;
+  const percent = typeof result.roofline_percent === "number" ? `, ${Math.round(result.roofline_percent)}% of the roofline` : "";
+  return `${backend}, ${result.status}${percent}`;
+}
+
+const describe = (slot) => stretches(slot).map((one) => `${span(one)}: ${answer(one.from)}`).join("; ");
+
+function aboutDevice(device) {
+  return [
+    device.torch_name, `capability ${architecture(device)}`, device.sm_count ? `${device.sm_count} SMs` : "",
+    device.memory_gb ? `${device.memory_gb} GB` : "", device.bandwidth_gbs ? `${number(device.bandwidth_gbs)} GB/s` : "", device.note ?? "",
+  ].filter(Boolean).join(" · ");
+}
