@@ -1,4 +1,4 @@
-"""FlashInfer's GEMMs: nvfp4_gemm, fp8_gemm, nvfp4_quantize, router_gemm."""
+"""FlashInfer's GEMMs: nvfp4_gemm, nvfp4_mm, fp8_gemm, nvfp4_quantize, router_gemm."""
 
 from __future__ import annotations
 
@@ -77,6 +77,47 @@ _MM_FP4 = (
             why="FlashInfer never takes it on 12.1 by itself (cutlass and cuDNN are faster there), nor does vLLM",
         ),
         _HALF, Aligned("N", 32, _FP4_BYTES), Aligned("K", 32, "TMA reads 16 bytes"), CUTLASS_DSL,
+        needs_cuda(">=12.9", "b12x compiles for 12.0 with it", f"{PULLS}/3051"),
+    ),
+)  # fmt: skip
+
+
+def _nvfp4_mm(word: str, *requirements: Requirement) -> Kernel:
+    """nvfp4_mm: both operands are packed already. trtllm is not among them: its rows of b are shuffled."""
+    return Kernel(
+        name=f"flashinfer.nvfp4_mm[{word}]",
+        op="nvfp4_mm",
+        backend=word,
+        load=f"{_HERE}.nvfp4_gemm:mm_{word}",
+        capturable=True,
+        requirements=(*requirements, NVIDIA, FLASHINFER),
+        numerics=Numerics(rounding=("output",), promises=frozenset({"w4a4"})),
+    )
+
+
+_NVFP4_MM = (
+    _nvfp4_mm(
+        "cutlass",
+        OnCapability(FP4, why="CUTLASS FP4 tensor-core kernels are built for these"),
+        Aligned("N", 32, _FP4_BYTES), Aligned("K", 32, _FP4_BYTES), CUDA_FP4, NAN_CUTLASS,
+    ),
+    _nvfp4_mm(
+        "cudnn",
+        OnCapability(FP4, why="cuDNN has FP4 block-scaled GEMMs for these"),
+        Aligned("N", 32, _FP4_BYTES), Aligned("K", 32, _FP4_BYTES), CUDNN_FRONTEND, CUDNN_FP4, NAN_CUDNN_SM12X,
+    ),
+    _nvfp4_mm(
+        "cutedsl",
+        OnCapability(DATACENTER, why="written for tcgen05 tensor cores"),
+        Aligned("N", 8, "it stores eight columns at once"), Aligned("K", 32, _FP4_BYTES), CUTLASS_DSL,
+    ),
+    _nvfp4_mm(
+        "b12x",
+        OnCapability(
+            capabilities("12.0"),
+            why="FlashInfer never takes it on 12.1 by itself (cutlass and cuDNN are faster there), nor does vLLM",
+        ),
+        Aligned("N", 32, _FP4_BYTES), Aligned("K", 32, "TMA reads 16 bytes"), CUTLASS_DSL,
         needs_cuda(">=12.9", "b12x compiles for 12.0 with it", f"{PULLS}/3051"),
     ),
 )  # fmt: skip
@@ -237,4 +278,4 @@ _ROUTER = (
     ),
 )
 
-KERNELS = (*_MM_FP4, *_MM_BF16_FP4, *_FP8_GEMM, *_QUANTIZE, *_ROUTER)
+KERNELS = (*_MM_FP4, *_NVFP4_MM, *_MM_BF16_FP4, *_FP8_GEMM, *_QUANTIZE, *_ROUTER)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .layouts import flashinfer, is_gated, scalar, swizzle_128x4, up_first
 from .moe import activation_type, refuse, routing
+from .quantize import fp4_quantize
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,13 +88,11 @@ def _run(
 ) -> Tensor:
     import torch
 
-    library, moe = flashinfer(), flashinfer("fused_moe")
+    moe = flashinfer("fused_moe")
     values, scales = x.contiguous(), None
     if weights.x_global is not None:
-        values, flat = library.fp4_quantize(
-            values, global_scale=weights.x_global, sf_vec_size=GROUP, is_sf_swizzled_layout=False, nvfp4_4over6=None
-        )
-        scales = flat.view(torch.float8_e4m3fn).reshape(x.shape[0], -1, 1)
+        values, flat = fp4_quantize(values, weights.x_global, swizzled=False)
+        scales = flat.reshape(x.shape[0], -1, 1)
     ids, scaled = routing(topk_weights, topk_ids, factor)
     return moe.cute_dsl_fused_moe(
         x=values,

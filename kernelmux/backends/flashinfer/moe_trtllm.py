@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .fp8_gemm import quantize_block
 from .layouts import EPILOGUE_TILE_M, flashinfer, inner_size, is_gated, scalar, up_first
 from .moe import Sizes, activation_type, refuse, routing
+from .quantize import fp4_quantize
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -205,16 +206,14 @@ def run_nvfp4(
     import torch
 
     refuse(expert_map, apply_router_weight_on_input)
-    library, moe = flashinfer(), flashinfer("fused_moe")
-    values, scales = library.fp4_quantize(
-        x.contiguous(), global_scale=weights.x_global, sf_vec_size=GROUP, is_sf_swizzled_layout=False, nvfp4_4over6=None
-    )
+    moe = flashinfer("fused_moe")
+    values, scales = fp4_quantize(x, weights.x_global, swizzled=False)
     inner, gate, output = weights.scales
     out = moe.trtllm_fp4_block_scale_routed_moe(
         **_common(weights, topk_ids, topk_weights, routed_scaling_factor),
         routing_bias=None,
         hidden_states=values,
-        hidden_states_scale=scales.view(torch.float8_e4m3fn).reshape(x.shape[0], -1),
+        hidden_states_scale=scales.reshape(x.shape[0], -1),
         gemm1_weights=weights.w1,
         gemm1_weights_scale=weights.w1_scale,
         gemm1_bias=None,

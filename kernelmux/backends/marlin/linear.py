@@ -29,6 +29,9 @@ def prepare_nvfp4(
     """w u8 [N, K/2], w_scale e4m3 [N, K/16]. An input scale is read by nobody here: x stays as it is."""
     import torch
 
+    from ...contracts.nvfp4_checks import check_weights
+
+    check_weights(w, w_scale, w_global_scale)
     n, k = w.shape[0], 2 * w.shape[1]
     made = layer(
         {"weight": w, "weight_scale": w_scale, "weight_global_scale": w_global_scale.to(torch.float32).reshape(())},

@@ -117,6 +117,15 @@ def every_adapter(calls: list[Call], use_cuda_norm: list[bool]) -> dict[str, Any
     for word in ("cutlass", "cudnn", "cutedsl", "cutedsl_low_latency", "b12x"):
         out[f"mm_fp4[{word}]"] = getattr(nvfp4_gemm, f"run_{word}")(x, swizzled)
     out["mm_fp4[trtllm]"] = nvfp4_gemm.run_trtllm(x, shuffled)
+    for word in ("cutlass", "cudnn", "cutedsl", "b12x"):
+        packed = {"a_sf": torch.zeros(M, K // 16, dtype=FP8), "b": _packed(N, K)}
+        out[f"mm_fp4 of packed [{word}]"] = getattr(nvfp4_gemm, f"mm_{word}")(
+            _packed(M, K),
+            **packed,
+            b_sf=torch.zeros(N, K // 16, dtype=FP8),
+            alpha=torch.tensor(0.5),
+            layout="linear",
+        )
     for word in ("cutedsl", "cudnn"):
         ready = getattr(nvfp4_gemm, f"prepare_w4a16_{word}")(None, **_linear())
         out[f"mm_bf16_fp4[{word}]"] = getattr(nvfp4_gemm, f"run_w4a16_{word}")(x, ready)

@@ -22,6 +22,8 @@ DIFFERENCES = json.loads((Path(__file__).parents[2] / "data" / "flashinfer_diffe
 DECORATED = {
     **{f"flashinfer.mm_fp4[{word}]": ("mm_fp4", word) for word in ("cutlass", "cudnn", "trtllm", "b12x")},
     "flashinfer.mm_fp4[cutedsl]": ("mm_fp4", "cute-dsl"),
+    **{f"flashinfer.nvfp4_mm[{word}]": ("mm_fp4", word) for word in ("cutlass", "cudnn", "b12x")},
+    "flashinfer.nvfp4_mm[cutedsl]": ("mm_fp4", "cute-dsl"),
     "flashinfer.mm_fp4[cutedsl_low_latency]": ("mm_fp4", "cutedsl_low_latency"),
     "flashinfer.mm_bf16_fp4[cutedsl]": ("mm_bf16_fp4", "cute-dsl"),
     "flashinfer.mm_bf16_fp4[cudnn]": ("mm_bf16_fp4", "cudnn"),

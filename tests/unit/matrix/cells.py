@@ -25,6 +25,8 @@ _SHAPES: dict[str, dict[str, int]] = {
     "fused_moe": {"E": 128, "N": 768, "K": 2048, "topk": 8},
     "nvfp4_gemm": {"N": 4096, "K": 4096},
     "nvfp4_quantize": {"K": 4096},
+    "nvfp4_dequantize": {"K": 4096},
+    "nvfp4_mm": {"N": 4096, "K": 4096},
     "fp8_gemm": {"N": 4096, "K": 4096},
     "router_gemm": {"N": 128, "K": 2048},
     "topk": {"E": 128, "topk": 8},
@@ -72,6 +74,7 @@ _DEMANDS = {
     "gated_rms_norm": ("cast_before_mul",),
     "silu_and_mul": ("no_fast_math", "cast_before_mul"),
     "topk": ("deepseek_v3_routing",),
+    "nvfp4_quantize": ("bit_exact",),
 }
 
 

@@ -78,7 +78,8 @@ def test_nvfp4_gemm_on_11_0_is_cutlass() -> None:
 @pytest.mark.parametrize("device", GPUS_8_TO_9)
 def test_nvfp4_gemm_on_8_0_to_9_0_is_weight_only_and_said_as_a_change_of_numerics(device: str) -> None:
     found = on(device, "nvfp4_gemm", "nvfp4")
-    assert found.backend == "marlin"
+    assert found.kernel == "kernelmux.nvfp4_weight_only[jit_cuda]"
+    assert "marlin" in {other.backend for other in found.outranked}
     assert (found.problem.scheme.name, found.scheme.name) == ("nvfp4", "nvfp4_w4a16")
     assert found.to_json()["scheme"] == "nvfp4_w4a16"
     assert any("weight-only" in condition and "numerics" in condition for condition in found.conditions)
@@ -107,6 +108,31 @@ def test_b12x_is_a_candidate_on_12_0_that_a_measurement_promotes_and_never_one_o
     )
     promoted = on("rtx-5090", "nvfp4_gemm", "nvfp4", measurements=[measured])
     assert (promoted.backend, promoted.source) == ("b12x", "measured")
+
+
+@pytest.mark.parametrize("device", [*GPUS_8_TO_9, *GPUS_10X, *GPUS_12X])
+def test_a_w4a16_checkpoint_runs_weight_only_by_our_own_kernels_and_needs_no_library(device: str) -> None:
+    found = on(device, "nvfp4_gemm", "nvfp4_w4a16")
+    assert found.kernel == "kernelmux.nvfp4_weight_only[jit_cuda]"
+    assert on(device, "nvfp4_gemm", "nvfp4_w4a16", packages=having()).kernel == "kernelmux.nvfp4_weight_only[triton]"
+
+
+@pytest.mark.parametrize("device", [*GPUS_10X, "rtx-5090"])
+def test_without_flashinfer_tensor_cores_with_nvfp4_run_triton(device: str) -> None:
+    for op, quant in (("nvfp4_gemm", "nvfp4"), ("nvfp4_mm", "none")):
+        assert on(device, op, quant, packages=having()).kernel == f"kernelmux.{op}[triton]"
+
+
+@pytest.mark.parametrize("device", GPUS_8_TO_9)
+def test_quantizing_below_10_0_is_tritons_alone_or_behind_an_activation_or_a_norm(device: str) -> None:
+    for op in ("nvfp4_quantize", "silu_and_mul_nvfp4", "rms_norm_nvfp4"):
+        assert on(device, op).backend == "triton"
+    assert on(device, "nvfp4_mm").backend == "torch"
+
+
+@pytest.mark.parametrize("device", [*GPUS_8_TO_9, *GPUS_10X, *GPUS_12X])
+def test_who_demands_the_references_bytes_gets_no_library(device: str) -> None:
+    assert on(device, "nvfp4_quantize", demands=("bit_exact",)).backend == "triton"
 
 
 def test_nvfp4_quantization_below_10_0_is_never_the_librarys_that_writes_nothing() -> None:
