@@ -86,7 +86,6 @@ def _mma_view(scales: Tensor) -> Tensor:
 def _run(
     x: Tensor, weights: CuteDslMoe, mode: str, topk_weights: Tensor, topk_ids: Tensor, activation: str, factor: float
 ) -> Tensor:
-    import torch
 
     moe = flashinfer("fused_moe")
     values, scales = x.contiguous(), None

@@ -203,7 +203,6 @@ def run_nvfp4(
     expert_map: Tensor | None = None,
 ) -> Tensor:
     """Return [M, K]. x is quantized here; its block scales stay linear."""
-    import torch
 
     refuse(expert_map, apply_router_weight_on_input)
     moe = flashinfer("fused_moe")
