@@ -24,6 +24,10 @@ MOST_ACCESSES = 2**31  # of one launch; the kernel's numbers have 32 bits
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 MEASURED = Path(__file__).with_name("activation_geometries.json")
 
+# Of every kernel here, as csrc/common.cuh names them. LOADS: KEEP, STREAM, FIRST. LAUNCH: EARLY, LATE, ENDED.
+MEMORY = {"LOADS": "STREAM", "LAUNCH": "EARLY"}
+OVERLAP = True  # programmatic dependent launch, where the GPU has it
+
 _SHARES = {1: "", 2: "half", 4: "quarter"}
 _NAME = re.compile(
     r"(?P<threads>\d+)x(?P<unroll>\d+)(?:-(?P<share>half|quarter))?(?:-p(?P<blocks>\d+))?(?P<stores>-stream)?"
@@ -154,6 +158,10 @@ def _table() -> Mapping[str, Any]:
     """
     found: Mapping[str, Any] = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.exists() else {}
     return found
+
+
+def memory_defines() -> tuple[tuple[str, str], ...]:
+    return tuple(MEMORY.items())
 
 
 # arithmetic of addresses

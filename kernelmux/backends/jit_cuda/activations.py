@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...contracts.activation_table import ACTIVATIONS
 from ...registry.value import Value
-from . import launch
+from . import activation_geometry, launch
 from .activation_geometry import (
     MOST_ACCESSES,
     Geometry,
@@ -21,6 +21,7 @@ from .activation_geometry import (
     alignment_of,
     choose,
     division,
+    memory_defines,
     most_threads,
 )
 from .compiler import vector_bytes
@@ -59,7 +60,7 @@ class Variant(Value):
             ("ACT", self.op.removesuffix("_and_mul")),
             ("DTYPE", DTYPES[dtype][0]),
             ("GATED", int(self.gated)),
-            ("LOADS", "STREAM"),
+            *memory_defines(),
             ("ROUNDS", 2 if self.order == "cast_before_mul" and self.gated else 1),
             ("STORES", geometry.stores.upper()),
             ("UNROLL", geometry.unroll),
@@ -171,7 +172,7 @@ def _launches(
         access = access_bytes(capability, item, alignment, chosen.share)
         per_row = width * item // access
         function = launch.function(SOURCE, KERNEL, variant.defines(dtype, chosen, access), index, fast=fast)
-        launcher = launch.Launcher(function, SIGNATURE, block=chosen.threads)
+        launcher = launch.Launcher(function, SIGNATURE, block=chosen.threads, pdl=activation_geometry.OVERLAP)
         magic, shift = division(per_row)
         for run in in_parts(whole, max((MOST_ACCESSES - 1) // per_row, 1)):
             accesses = run.rows * per_row

@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING, Any
 from ...contracts.fp8_outputs import BLOCK
 from ...errors import UsageError
 from ...registry.value import Value
-from . import launch
-from .activation_geometry import MOST_ACCESSES, Geometry, alignment_of, choose, division, measured_row
+from . import activation_geometry, launch
+from .activation_geometry import (
+    MOST_ACCESSES,
+    Geometry,
+    alignment_of,
+    choose,
+    division,
+    measured_row,
+    memory_defines,
+)
 from .activations import COMMON_H, COMMON_M, DTYPES, Defines, geometry_of, sizes
 from .compiler import vector_bytes
 from .rows_of_tensors import capability_of, in_parts, require_gpu, signed, sm_count, uniform_rows
@@ -89,7 +97,9 @@ def bound_blocks(
             chosen = geometry or choose("silu_and_mul_fp8", dtype, whole.rows * per_row, capability, sms)
             given = block_defines(dtype, chosen, elements, min(known, alignment), min(known_out, alignment_out))
             function = launch.function(SOURCE, BLOCKS, given, index, fast=fast)
-            launcher = launch.Launcher(function, BLOCKS_SIGNATURE, block=chosen.threads)
+            launcher = launch.Launcher(
+                function, BLOCKS_SIGNATURE, block=chosen.threads, pdl=activation_geometry.OVERLAP
+            )
             magic, shift = division(per_row)
             for run in in_parts(whole, max((MOST_ACCESSES - 1) // per_row, 1)):
                 accesses = run.rows * per_row
@@ -115,7 +125,7 @@ def block_defines(dtype: str, geometry: Geometry, elements: int, alignment: int,
         ("DTYPE", name),
         ("ELEMENTS", elements),
         ("EPILOGUE", "BLOCK_SCALES"),
-        ("LOADS", "STREAM"),
+        *memory_defines(),
         ("OUT_BYTES", min(elements, alignment_out)),
         ("STORES", geometry.stores.upper()),
         ("UNROLL", geometry.unroll),
@@ -240,7 +250,9 @@ def bound_rows(
         access, stored = min(known, alignment), min(known_out, alignment_out)
         given = row_defines(hidden, dtype, chosen, elements, access, stored, scale is not None, weight_bias)
         function = launch.function(SOURCE, ROWS, given, index, fast=fast)
-        launcher = launch.Launcher(function, ROWS_SIGNATURE, block=chosen.lanes * chosen.rows)
+        launcher = launch.Launcher(
+            function, ROWS_SIGNATURE, block=chosen.lanes * chosen.rows, pdl=activation_geometry.OVERLAP
+        )
         for run in runs:
             numbers = (run.rows, 0, float(eps), run.stride, to.stride, scale_stride)
             call = launcher.bind(-(-run.rows // chosen.rows), ..., ..., ..., ..., ..., *numbers)
@@ -269,7 +281,7 @@ def row_defines(
         ("EPILOGUE", "ROW_SCALES"),
         ("HIDDEN", hidden),
         ("LANES", geometry.lanes),
-        ("LOADS", "STREAM"),
+        *memory_defines(),
         ("LONG", int(geometry.long)),
         ("OUT_BYTES", min(elements, alignment_out)),
         ("ROWS", geometry.rows),

@@ -114,7 +114,7 @@ Vec<T, N> from_floats(const float (&from)[N]) {
 static void look(const void* at, int bytes) {
   if (reinterpret_cast<u64>(at) % bytes) ++faults;
 }
-enum Cache { KEEP, STREAM, CONST };
+enum Cache { KEEP, STREAM, CONST, FIRST };
 template <int BYTES, Cache CACHE>
 struct Access {
   static void load(void* to, const void* from) {
@@ -156,6 +156,7 @@ float block_reduce(float x, int) {
 }
 
 static float rsqrtf(float x) { return static_cast<float>(1.0 / std::sqrt(static_cast<double>(x))); }
+enum Entry { EARLY, LATE, ENDED };
 static void pdl_wait() {}
 static void pdl_launch() {}
 

@@ -6,7 +6,8 @@
 //
 //   DTYPE   bf16, fp16, fp32      ACT     a name of formulas.cuh     GATED   1: [gate, up], 0: unary
 //   ROUNDS  1: the product is rounded; 2: the activated gate is, then the product
-//   ACCESS_BYTES   x, out, up and every row are aligned to it        UNROLL    LOADS, STORES   KEEP or STREAM
+//   ACCESS_BYTES   x, out, up and every row are aligned to it        UNROLL
+//   LOADS, STORES   KEEP, STREAM, ... of common.cuh      LAUNCH   EARLY, LATE or ENDED of common.cuh
 #include "common.cuh"
 #include "formulas.cuh"
 #include "together.cuh"
@@ -30,7 +31,7 @@ activation(const DTYPE* x, DTYPE* out, u32 accesses, u32 per_row, u32 magic, u32
     return Place{x + (row * x_stride + column), out + (row * out_stride + column)};
   };
   const i64 to_up = static_cast<i64>(per_row) * N;
-  pdl_launch();
+  if constexpr (LAUNCH == EARLY) pdl_launch();
   pdl_wait();
   for (u32 first = blockIdx.x * turn; first < accesses; first += gridDim.x * turn) {
     const u32 mine = first + threadIdx.x;
@@ -77,4 +78,5 @@ activation(const DTYPE* x, DTYPE* out, u32 accesses, u32 per_row, u32 magic, u32
       }
     }
   }
+  if constexpr (LAUNCH == LATE) pdl_launch();
 }

@@ -167,14 +167,17 @@ DEVICE bool aligned(const void* address) {
 // Loads and stores are volatile asm, so that no compiler moves one before pdl_wait(), or a load of a row behind the
 // store that overwrites it. KEEP: as the GPU likes. STREAM: read or written once, leaves the caches to others.
 // CONST: through the read-only path; only for what no kernel writes meanwhile (weights), never for what is also `out`.
+// FIRST (loads): in the caches as what goes first.
 
-enum Cache { KEEP, STREAM, CONST };
+enum Cache { KEEP, STREAM, CONST, FIRST };
 
 #define KMX_LOAD(KIND, SUFFIX, OUTS, FROM)                                               \
   if constexpr (CACHE == STREAM)                                                         \
     asm volatile("ld.global.L1::no_allocate." KIND " " SUFFIX ";" : OUTS : "l"(FROM));   \
   else if constexpr (CACHE == CONST)                                                     \
     asm volatile("ld.global.nc." KIND " " SUFFIX ";" : OUTS : "l"(FROM));                \
+  else if constexpr (CACHE == FIRST)                                                     \
+    asm volatile("ld.global.cs." KIND " " SUFFIX ";" : OUTS : "l"(FROM));                \
   else                                                                                   \
     asm volatile("ld.global." KIND " " SUFFIX ";" : OUTS : "l"(FROM))
 #define KMX_STORE(KIND, SUFFIX, ...)                                                     \
@@ -343,7 +346,9 @@ DEVICE float block_max(float x, int turn = 0) {  // of magnitudes
 // ---- programmatic dependent launch ----------------------------------------------------------------------------------
 // Until pdl_wait() returns, the kernel before this one may still be writing: no access to a tensor may precede it.
 // pdl_launch() lets the next kernel's blocks come in; it makes nothing visible to them, so it may be called early.
-// Every thread calls both. Before 9.0 neither does anything.
+// Every thread calls both. Before 9.0 neither does anything. Where a kernel lets them in is a -D: LAUNCH, an `Entry`.
+
+enum Entry { EARLY, LATE, ENDED };  // at once; when this block's stores are under way; when this block has ended
 
 DEVICE void pdl_wait() {
 #if __CUDA_ARCH__ >= 900

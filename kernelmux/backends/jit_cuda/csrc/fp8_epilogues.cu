@@ -4,7 +4,7 @@
 //            through as in activations.cu. ROW_SCALES: rms_norm, a scale a row (or one that is given).
 // DTYPE      bf16, fp16, fp32       ELEMENTS   of a chunk, what a thread holds at a time
 // ACCESS_BYTES, OUT_BYTES   a chunk of x (of weight too), and of out, is read and written in pieces of so many bytes
-// LOADS, STORES             KEEP or STREAM
+// LOADS, STORES             KEEP, STREAM, ... of common.cuh      LAUNCH   EARLY, LATE or ENDED of common.cuh
 // Of BLOCK_SCALES: ACT, UNROLL. Of ROW_SCALES: HIDDEN, LANES threads a row, ROWS rows a block (1 unless LANES is 32),
 // WEIGHT_BIAS, STATIC (the scale is given), LONG (a row does not fit into registers: it is read again).
 #include "common.cuh"
@@ -110,7 +110,7 @@ block_scales(const DTYPE* x, e4m3* out, float* scale_out, u32 accesses, u32 per_
       }
     }
   };
-  pdl_launch();
+  if constexpr (LAUNCH == EARLY) pdl_launch();
   pdl_wait();
   for (u32 first = blockIdx.x * turn; first < accesses; first += gridDim.x * turn) {
     const u32 mine = first + threadIdx.x;
@@ -131,6 +131,7 @@ block_scales(const DTYPE* x, e4m3* out, float* scale_out, u32 accesses, u32 per_
       }
     }
   }
+  if constexpr (LAUNCH == LATE) pdl_launch();
 }
 
 #else
@@ -175,9 +176,9 @@ row_scales(const DTYPE* x, const DTYPE* weight, const float* scale_in, e4m3* out
            float eps, i64 x_stride, i64 out_stride, i64 scale_stride) {
   const u32 row = blockIdx.x * ROWS + threadIdx.x / LANES;
   const int thread = threadIdx.x % LANES;
-  pdl_launch();
+  if constexpr (LAUNCH == EARLY) pdl_launch();
   pdl_wait();
-  if (row >= rows) return;  // a whole warp, and then nobody waits for it
+  if (row >= rows) return;  // a whole warp, and then nobody waits for it: neither does the next kernel
   x += row * x_stride;
   out += row * out_stride;
   float scale;
@@ -244,6 +245,7 @@ row_scales(const DTYPE* x, const DTYPE* weight, const float* scale_in, e4m3* out
       store_part(out + at, divided(value, scale, reciprocal));
     }
   }
+  if constexpr (LAUNCH == LATE) pdl_launch();
 }
 
 #endif
