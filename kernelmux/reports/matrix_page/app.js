@@ -18,14 +18,6 @@ let state = blank();
 let searched = {q: "", found: null};
 let lastM = null;
 
-const VALUE = {
-  op: (cell) => CASES[caseOf[cell]].op,
-  scheme: (cell) => CASES[caseOf[cell]].scheme,
-  dtype: (cell) => CASES[caseOf[cell]].dtype ?? "",
-  arch: (cell) => architecture(DEVICES[deviceOf[cell]]),
-  m: (cell) => String(mOf[cell]),
-};
-
 // -- filters
 
 const SHOW = {
@@ -54,7 +46,7 @@ function changing() {
 }
 
 /** Cells to show; and how many each chip would show, given all other filters. */
-function filtered() {
+function filtered(state) {
   const pass = new Uint8Array(COUNT), backends = new Map(), words = new Map();
   if (state.q !== searched.q) searched = {q: state.q, found: state.q.trim() ? matches(state.q) : null};
   const caseGood = Uint8Array.from(CASES, (one) => (!state.op || one.op === state.op) && (!state.scheme || one.scheme === state.scheme) && (!state.dtype || (one.dtype ?? "") === state.dtype) ? 1 : 0);
@@ -100,19 +92,27 @@ function fromHash() {
   if (!SHOWS[next.kind].some(([show]) => show === next.show)) next.show = "";
   for (const name of ["op", "scheme", "dtype", "arch", "m"]) if (!choices(next.kind, name).includes(next[name])) next[name] = "";
   next.cell = cell;
-  if (given.has("cell") && cell < 0) say("The linked cell is not in this matrix.");
   return next;
 }
 
 const known = new Map();
+/** The values that the cells of a kind have for a filter. */
 function choices(kind, name) {
-  const key = `${kind} ${name}`;
-  if (!known.has(key)) {
-    const found = new Set();
-    for (let cell = 0; cell < COUNT; cell++) if (kindOf[cell] === kind) found.add(VALUE[name](cell));
-    known.set(key, [...found].sort(name === "m" ? (a, b) => a - b : name === "arch" ? () => 0 : undefined));
+  if (!known.has(kind)) {
+    const cases = new Set(), devices = new Set(), ms = new Set();
+    for (let cell = 0; cell < COUNT; cell++) {
+      if (kindOf[cell] !== kind) continue;
+      cases.add(caseOf[cell]);
+      devices.add(deviceOf[cell]);
+      ms.add(mOf[cell]);
+    }
+    const of = (field) => [...new Set([...cases].map((i) => CASES[i][field] ?? ""))].sort();
+    known.set(kind, {
+      op: of("op"), scheme: of("scheme"), dtype: of("dtype"), m: [...ms].sort((a, b) => a - b).map(String),
+      arch: [...new Set([...devices].map((i) => architecture(DEVICES[i])))].sort((a, b) => (Number(a) || 1000) - (Number(b) || 1000)),
+    });
   }
-  return known.get(key);
+  return known.get(kind)[name];
 }
 
 let settled = "";
@@ -133,10 +133,10 @@ function options(select, name, all) {
 }
 
 function controls() {
-  options(byId("op"), "op", "every op");
-  options(byId("scheme"), "scheme", "every scheme");
-  options(byId("dtype"), "dtype", "every type");
-  options(byId("arch"), "arch", "every capability");
+  options(byId("op"), "op", "all");
+  options(byId("scheme"), "scheme", "all");
+  options(byId("dtype"), "dtype", "all");
+  options(byId("arch"), "arch", "all");
   byId("show").replaceChildren(...SHOWS[state.kind].map(([value, name]) => h("option", {value}, name)));
   const ms = choices(state.kind, "m");
   radios("m", [["", "all"], ...ms.map((m) => [m, m])]);
@@ -162,13 +162,7 @@ function chips(name, entries) {
 const order = {};
 function chipOrder(kind) {
   if (!order[kind]) {
-    const backends = new Map(), words = new Map();
-    for (let cell = 0; cell < COUNT; cell++) {
-      if (kindOf[cell] !== kind) continue;
-      const backend = backendOf(cell).name, word = wordOf(cell);
-      backends.set(backend, (backends.get(backend) ?? 0) + 1);
-      words.set(word, (words.get(word) ?? 0) + 1);
-    }
+    const {backends, words} = filtered(blank(kind));
     const place = Object.keys(WORDS);
     order[kind] = {
       backends: [...backends.keys()].sort((a, b) => (a === NO_BACKEND.name) - (b === NO_BACKEND.name) || backends.get(b) - backends.get(a)),
@@ -207,7 +201,7 @@ function render() {
     controls();
     byId("about").textContent = LAYOUT[state.kind].about;
   }
-  const found = filtered();
+  const found = filtered(state);
   grid.show(found.pass, state.by);
   const {backends, words} = chipOrder(state.kind);
   const backendLook = (name) => BACKENDS.get(name) ?? NO_BACKEND;
@@ -253,13 +247,17 @@ function again(cell) {
   (link ?? byId("cell-title")).focus({preventScroll: true});
 }
 
-function close() {
-  if (state.cell < 0) return;
+function shut() {
   state.cell = -1;
   byId("cell").hidden = true;
   byId("cell-body").replaceChildren();
   document.body.classList.remove("opened");
   grid.mark(-1);
+}
+
+function close() {
+  if (state.cell < 0) return;
+  shut();
   remember(false);
   grid.tile(grid.at)?.focus({preventScroll: true});
 }
@@ -268,9 +266,10 @@ function restore() {
   settled = location.hash || "#";
   state = fromHash();
   const cell = state.cell;
-  byId("status").textContent = "";
+  state.cell = -1;
   render();
-  if (cell >= 0) open(cell); else if (!byId("cell").hidden) { state.cell = 0; close(); }
+  if (new URLSearchParams(location.hash.slice(1)).has("cell") && cell < 0) say("The linked cell is not in this matrix.");
+  if (cell >= 0) open(cell); else shut();
 }
 
 // -- light and dark
@@ -327,6 +326,7 @@ byId("theme").addEventListener("click", nextTheme);
 byId("filters").addEventListener("submit", (event) => event.preventDefault());
 addEventListener("hashchange", () => { if ((location.hash || "#") !== settled) restore(); });
 addEventListener("popstate", () => { if ((location.hash || "#") !== settled) restore(); });
+addEventListener("beforeprint", () => grid.finish(Infinity));
 addEventListener("keydown", (event) => {
   if (event.key === "Escape" && state.cell >= 0) { event.preventDefault(); close(); }
   if (event.key === "/" && !/^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement?.tagName)) { event.preventDefault(); byId("q").focus(); }
@@ -340,4 +340,4 @@ theme(THEMES.includes(stored) ? stored : "auto");
 if (KINDS.length) restore(); else { byId("nothing").hidden = false; say("0 cells"); }
 
 // When the first picture stands, the page can be used; what a test and the benchmark read.
-requestAnimationFrame(() => setTimeout(() => { document.documentElement.dataset.readyMs = performance.now().toFixed(0); }));
+requestAnimationFrame(() => requestAnimationFrame(() => { document.documentElement.dataset.readyMs = performance.now().toFixed(0); }));

@@ -65,7 +65,7 @@ function verdict(cell) {
       ["decided by", SOURCES[source] ?? source],
       ["rule", rule ? code(rule) : null],
       ["evidence for it", outside(link)],
-      ["runs as", runs && runs !== scheme ? h("span", {}, code(runs), " (weight only: activations stay as they are)") : null],
+      ["runs as", runs && runs !== scheme ? h("span", {}, code(runs), ", which has other numerics") : null],
       ["launch config", config],
       ["runner-up", first ? h("span", {}, code(first.kernel), ` (${first.backend})`) : kindOf[cell] === CHOSEN ? "none: nothing else can run here" : null],
       ["demanded", CASES[caseOf[cell]].demands?.join(", ")],

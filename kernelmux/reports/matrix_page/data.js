@@ -79,8 +79,8 @@ for (const one of CASES) {
   one.family = key;
   TWINS.set(key, (TWINS.get(key) ?? 0) + 1);
 }
-function caseWords(one) {
-  const words = [one.scheme === "none" ? "" : one.scheme, one.variant, dtypeWord(one.dtype)];
+function caseWords(one, withDtype = true) {
+  const words = [one.scheme === "none" ? "" : one.scheme, one.variant, withDtype ? dtypeWord(one.dtype) : ""];
   if (TWINS.get(one.family) > 1) words.push(shapeWord(one.shape));
   return words.filter(Boolean).join(" · ");
 }

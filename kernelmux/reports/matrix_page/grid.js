@@ -2,10 +2,28 @@
 
 const CODE_ROOM = 12; // strips of a tile that changes over M, at most
 
+const FIRST_ROWS = 40; // made at once; the others while nobody waits
+
+/** Cases that differ in dtype alone share a row where no GPU has both: each GPU has its own default. */
+const ROW_OF_CASE = (() => {
+  const bare = new Map(), group = CASES.map((one) => {
+    const key = [one.op, one.scheme, one.variant, shapeWord(one.shape)].join("\n");
+    if (!bare.has(key)) bare.set(key, bare.size);
+    return bare.get(key);
+  });
+  const first = new Int32Array(bare.size * DEVICES.length).fill(-1), apart = new Set();
+  for (let cell = 0; cell < COUNT; cell++) {
+    if (kindOf[cell] !== CHOSEN) continue;
+    const one = caseOf[cell], at = group[one] * DEVICES.length + deviceOf[cell];
+    if (first[at] < 0) first[at] = one; else if (first[at] !== one) apart.add(group[one]);
+  }
+  return CASES.map((_, i) => (apart.has(group[i]) ? bare.size + i : group[i]));
+})();
+
 /** What a kind of cell has for rows and columns. */
 const LAYOUT = {
   [CHOSEN]: {
-    row: (cell) => String(caseOf[cell]), column: (cell) => String(deviceOf[cell]), over: true,
+    row: (cell) => ROW_OF_CASE[caseOf[cell]], column: (cell) => deviceOf[cell], over: true,
     about: "What would be chosen: ops by GPU. A tile stands for every M shown.",
   },
   [LIVE]: {
@@ -13,7 +31,7 @@ const LAYOUT = {
     about: "What was measured: kernels by M.",
   },
   [COMPILED]: {
-    row: (cell) => `${caseOf[cell]}|${said(cell, "kernel")}`, column: (cell) => String(deviceOf[cell]), over: true,
+    row: (cell) => `${caseOf[cell]}|${said(cell, "kernel")}`, column: (cell) => deviceOf[cell], over: true,
     about: "What the compilers made of each kernel, a GPU for each capability.",
   },
 };
@@ -76,14 +94,14 @@ class Grid {
     this.draw();
   }
 
-  /** Columns of one capability side by side, in the order first seen. */
+  /** Columns of one capability side by side: those with a number first, the others as they come. */
   ordered(columns) {
-    const rank = new Map();
-    for (const {cell} of columns) {
-      const key = architecture(DEVICES[deviceOf[cell]]);
-      if (!rank.has(key)) rank.set(key, rank.size);
-    }
-    const arch = ({cell}) => rank.get(architecture(DEVICES[deviceOf[cell]]));
+    const rank = new Map(), arch = ({cell}) => {
+      const name = architecture(DEVICES[deviceOf[cell]]);
+      if (!rank.has(name)) rank.set(name, Number(name) || 1000 + rank.size);
+      return rank.get(name);
+    };
+    for (const column of columns) arch(column);
     return columns.sort((a, b) => arch(a) - arch(b) || deviceOf[a.cell] - deviceOf[b.cell] || mOf[a.cell] - mOf[b.cell]);
   }
 
@@ -100,53 +118,43 @@ class Grid {
     });
     const corner = h("div", {role: "columnheader", class: "corner", "aria-colindex": 1}, this.kind === CHOSEN ? "op" : "kernel");
     const names = h("div", {role: "row", class: "row names", "aria-rowindex": 2}, corner, this.heads);
-    const tile = h("div", {role: "gridcell", class: "tile", tabindex: -1});
-    let op = null;
     const body = h("div", {role: "rowgroup"}, this.rows.map((row, r) => {
-      const one = CASES[caseOf[row.cell]];
-      row.first = one.op !== op;
-      op = one.op;
-      row.tiles = row.slots.map((slot, c) => {
-        const made = tile.cloneNode(false);
-        made.at = [r, c];
-        made.setAttribute("aria-colindex", c + 2);
-        return made;
-      });
-      row.element = h("div", {role: "row", class: "row", "aria-rowindex": r + 3}, this.rowHead(row, one), row.tiles);
+      row.at = r;
+      row.tiles = null;
+      row.element = h("div", {role: "row", class: "row line", "aria-rowindex": r + 3}, this.rowHead(row, CASES[caseOf[row.cell]]));
       return row.element;
     }));
+    this.blankRow = new DocumentFragment();
+    this.blankRow.append(...this.columns.map((_, c) => h("div", {role: "gridcell", class: "tile", tabindex: -1, "aria-colindex": c + 2})));
     this.root.replaceChildren(h("div", {role: "rowgroup", class: "heads"}, this.groups, names), body);
   }
 
   rowHead(row, one) {
     const kernel = this.kind === CHOSEN ? "" : said(row.cell, "kernel") ?? "no kernel";
-    const words = caseWords(one);
+    const dtypes = new Set(row.slots.flat().map((cell) => CASES[caseOf[cell]].dtype));
+    const words = caseWords(one, dtypes.size < 2);
     const full = `${one.op}${words ? `, ${words}` : ""}${kernel ? `, ${kernel}` : ""}`;
     const shape = shapeWord(one.shape);
     const about = HEADER.ops?.find(({name}) => name === one.op)?.summary;
-    row.opName = h("b", {class: "op"}, one.op);
     return h("div", {role: "rowheader", class: "head", "aria-colindex": 1, "aria-label": full, title: [full, about, shape && `shape: ${shape}`].filter(Boolean).join("\n")},
-      row.opName, h("span", {class: "case"}, kernel || words), kernel && words ? h("span", {class: "case more"}, words) : null);
+      h("b", {class: "op"}, one.op), h("span", {class: "case"}, kernel || words), kernel && words ? h("span", {class: "case more"}, words) : null);
   }
 
   /** Show the cells of `pass`, tiles as `mode` paints them. */
   show(pass, mode) {
-    const paint = TILES[mode];
-    this.pass = pass;
+    this.mode = TILES[mode];
+    this.version = (this.version ?? 0) + 1;
     const columnSeen = new Uint8Array(this.columns.length);
+    let op = null;
     for (const row of this.rows) {
       row.shown = row.slots.map((slot) => slot.filter((cell) => pass[cell]));
       row.seen = false;
       for (let c = 0; c < row.shown.length; c++) if (row.shown[c].length) { row.seen = true; columnSeen[c] = 1; }
-    }
-    let op = null;
-    for (const row of this.rows) {
       if (row.element.hidden === row.seen) row.element.hidden = !row.seen;
       if (!row.seen) continue;
       const name = CASES[caseOf[row.cell]].op;
       row.element.classList.toggle("first", name !== op);
       op = name;
-      for (let c = 0; c < row.tiles.length; c++) this.paint(row, c, paint, columnSeen[c] === 1);
     }
     this.columns.forEach((column, c) => {
       column.seen = columnSeen[c] === 1;
@@ -154,52 +162,77 @@ class Grid {
     });
     this.seenRows = this.rows.flatMap((row, r) => (row.seen ? [r] : []));
     this.seenColumns = this.columns.flatMap((column, c) => (column.seen ? [c] : []));
-    this.root.style.setProperty("--columns", this.seenColumns.length);
     this.group();
+    this.root.style.setProperty("--columns", this.seenColumns.length);
+    this.root.style.setProperty("--groups", this.starts.size);
+    this.waiting = this.seenRows.map((r) => this.rows[r]);
+    this.finish(FIRST_ROWS);
     this.settle();
   }
 
-  paint(row, c, paint, columnSeen) {
-    const tile = row.tiles[c], slot = row.shown[c];
-    if (tile.hidden === columnSeen) tile.hidden = !columnSeen;
-    if (!columnSeen) return;
-    const signature = slot.length ? `${slot[0]}:${slot.length}:${slot.at(-1)}` : "";
-    if (tile.signature === signature && tile.painted === paint) return;
+  /** Draw so many of the rows that wait, and see to the others when nobody waits for anything. */
+  finish(some) {
+    clearTimeout(this.later);
+    for (const row of this.waiting.splice(0, some)) this.ready(row);
+    if (this.waiting.length) this.later = setTimeout(() => this.finish(25), 12);
+  }
+
+  /** A row with its tiles as they are to be now. */
+  ready(row) {
+    if (row.version === this.version) return;
+    row.version = this.version;
+    if (!row.tiles) {
+      const made = this.blankRow.cloneNode(true);
+      row.tiles = [...made.children];
+      row.tiles.forEach((tile, c) => { tile.at = [row.at, c]; });
+      row.element.append(made);
+    }
+    for (let c = 0; c < row.tiles.length; c++) this.paint(row, c);
+  }
+
+  paint(row, c) {
+    const tile = row.tiles[c], slot = row.shown[c], seen = this.columns[c].seen;
+    if (tile.hidden === seen) tile.hidden = !seen;
+    if (!seen) return;
+    const start = this.starts.has(c);
+    const signature = `${start} ${slot.length ? `${slot[0]}:${slot.length}:${slot.at(-1)}` : ""}`;
+    if (tile.signature === signature && tile.painted === this.mode) return;
     tile.signature = signature;
-    tile.painted = paint;
-    const looks = slot.map(paint);
-    const [code, look] = most(looks);
-    const mixed = looks.some(([other, otherLook]) => other !== code || otherLook !== look);
+    tile.painted = this.mode;
+    const looks = slot.map(this.mode);
+    const mixed = looks.some((other) => other[0] !== looks[0][0] || other[1] !== looks[0][1]);
+    const [code, look] = mixed ? most(looks) : looks[0] ?? ["", ""];
     const red = slot.some((cell) => RED.has(resultAt(cell)?.status) || liveTrouble(cell));
-    tile.className = slot.length ? `tile ${look}${mixed ? " mixed" : ""}${red ? " red" : ""}` : `tile ${row.slots[c].length ? "out" : "empty"}`;
+    const gone = row.slots[c].length ? "out" : "empty";
+    tile.className = `tile ${slot.length ? look : gone}${mixed ? " mixed" : ""}${red ? " red" : ""}${start ? " start" : ""}`;
     tile.textContent = code;
-    if (mixed) tile.style.setProperty("--strip", strip(looks)); else if (tile.style.length) tile.style.removeProperty("--strip");
-    tile.setAttribute("aria-label", slot.length ? describe(slot) : row.slots[c].length ? "filtered out" : "not in this matrix");
+    if (mixed) tile.style.setProperty("--strip", strip(looks)); else if (tile.hasAttribute("style")) tile.removeAttribute("style");
+    tile.setAttribute("aria-label", slot.length ? describe(slot) : gone === "out" ? "filtered out" : "not in this matrix");
   }
 
-  /** The row above the names: one head for the columns of a capability, or of a device. */
+  /** The row above the names: a capability, or a device, over the first of its columns. */
   group() {
-    const heads = [];
-    for (const c of this.seenColumns) {
+    const names = this.seenColumns.map((c) => {
       const device = DEVICES[deviceOf[this.columns[c].cell]];
-      const name = this.kind === LIVE ? device.name : architecture(device);
-      if (heads.at(-1)?.name === name) heads.at(-1).span++; else heads.push({name, span: 1, c});
-      this.heads[c].classList.toggle("start", heads.at(-1).span === 1);
-    }
-    const starts = new Set(heads.map(({c}) => c));
-    if (String([...starts]) !== this.starts) {
-      this.starts = String([...starts]);
-      for (const row of this.rows) row.tiles.forEach((tile, c) => { tile.dataset.start = starts.has(c) ? "" : "no"; });
-    }
-    this.groups.replaceChildren(h("div", {role: "columnheader", class: "corner", "aria-colindex": 1}, this.kind === LIVE ? "device" : "capability"),
-      ...heads.map(({name, span, c}) => {
-        const made = h("div", {role: "columnheader", class: "group", "aria-colindex": c + 2, "aria-colspan": span, title: name}, name);
-        made.style.gridColumn = `span ${span}`;
-        return made;
-      }));
+      return this.kind === LIVE ? device.name : architecture(device);
+    });
+    this.starts = new Set(this.seenColumns.filter((_, i) => names[i] !== names[i - 1]));
+    const over = this.seenColumns.map((c, i) => {
+      const start = this.starts.has(c);
+      this.heads[c].classList.toggle("start", start);
+      if (!start) return h("div", {role: "none", class: "group"});
+      let wide = 1;
+      while (names[i + wide] === names[i]) wide++;
+      return h("div", {role: "columnheader", class: `group start${wide === 1 && names[i].length > 3 ? " tight" : ""}${wide === 1 && names[i].length > 4 ? " long" : ""}`, "aria-colindex": c + 2, "aria-colspan": wide, title: names[i]}, h("span", {}, names[i]));
+    });
+    this.groups.replaceChildren(h("div", {role: "columnheader", class: "corner", "aria-colindex": 1}, this.kind === LIVE ? "device" : "capability"), ...over);
   }
 
-  tile([r, c]) { return this.rows[r]?.tiles[c]; }
+  tile([r, c]) {
+    const row = this.rows[r];
+    if (row?.seen) this.ready(row);
+    return row?.tiles?.[c];
+  }
   slot([r, c]) { return this.rows[r]?.shown[c] ?? []; }
 
   /** Exactly one tile can be reached with Tab: the last one looked at, or the first that is seen. */
@@ -212,9 +245,10 @@ class Grid {
   }
 
   moved(at, focus) {
-    const before = this.tile(this.at), tile = this.tile(at);
+    const before = this.rows[this.at[0]]?.tiles?.[this.at[1]], tile = this.tile(at);
     if (before) before.tabIndex = -1;
     this.at = at;
+    if (!tile) return;
     tile.tabIndex = 0;
     if (focus) {
       tile.focus({preventScroll: true});
@@ -264,11 +298,11 @@ class Grid {
     this.marked?.removeAttribute("aria-selected");
     this.marked = null;
     for (const [r, row] of cell < 0 ? [] : this.rows.entries()) {
-      if (caseOf[row.cell] !== caseOf[cell]) continue;
+      if (CASES[caseOf[row.cell]].op !== CASES[caseOf[cell]].op) continue;
       const c = row.slots.findIndex((slot) => slot.includes(cell));
       if (c < 0) continue;
-      this.marked = row.tiles[c];
-      this.marked.setAttribute("aria-selected", "true");
+      this.marked = this.tile([r, c]) ?? null;
+      this.marked?.setAttribute("aria-selected", "true");
       return [r, c];
     }
     return null;
@@ -308,10 +342,15 @@ const liveTrouble = (cell) => RED_CHOICES.size > 0 && RED_CHOICES.has(`${caseOf[
 function stretches(slot) {
   const found = [];
   for (const cell of slot) {
-    const key = `${said(cell, "kernel")}|${said(cell, "evidence")}|${resultAt(cell)?.status}`;
-    if (found.at(-1)?.key === key) found.at(-1).to = cell; else found.push({key, from: cell, to: cell});
+    const last = found.at(-1);
+    if (last && alike(last.to, cell)) last.to = cell; else found.push({from: cell, to: cell});
   }
   return found;
+}
+function alike(one, other) {
+  if (resultAt(one)?.status !== resultAt(other)?.status) return false;
+  const a = OUTCOMES[outcomeOf[one]], b = OUTCOMES[outcomeOf[other]];
+  return a === b || (a[FIELD.kernel] === b[FIELD.kernel] && a[FIELD.evidence] === b[FIELD.evidence]);
 }
 const span = ({from, to}) => (from === to ? `M ${mWord(from)}` : `M ${mWord(from)} to ${mWord(to)}`);
 
