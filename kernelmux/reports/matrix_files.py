@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -12,6 +12,9 @@ from kernelmux.errors import KernelmuxError, UsageError
 from kernelmux.reports.matrix import KINDS, SCHEMA, STATUSES, Cell, Header, Matrix, PlainCell
 from kernelmux.reports.matrix_cases import in_order
 from kernelmux.reports.matrix_packed import Packed, unpack
+
+if TYPE_CHECKING:
+    from kernelmux.reports.matrix_allow import Verdict
 
 _MAKE = "Make it with `kernelmux matrix --format json --out FILE`."
 
@@ -186,15 +189,27 @@ def write(path: Path | str, text: str | bytes) -> None:
     write_whole(path, text)
 
 
-def to_json(matrix: Matrix, packed: bool = False) -> bytes:
-    """JSON of either form, with a line a cell in the plain one, so that a diff of two files can be read."""
-    if packed:
-        return msgspec.json.encode(matrix.packed()) + b"\n"
-    plain = matrix.plain()
+def to_json(matrix: Matrix, packed: bool = False, verdict: Verdict | None = None) -> bytes:
+    """JSON of either form, with a line a cell in the plain one, so that a diff of two files can be read.
+
+    With a comparison it has the key changes: what counts, and what is allowed with its reason.
+    """
     encode = msgspec.json.encode
+    changes = b"" if verdict is None else b'"changes":%s,\n' % encode(_changes(verdict))
+    if packed:
+        return b"{" + changes + encode(matrix.packed())[1:] + b"\n"
+    plain = matrix.plain()
     cells = b",\n".join(encode(cell) for cell in plain["cells"])
     head = encode(plain["header"])
-    return b'{"schema":%d,"header":%s,\n"cells":[\n%s\n]}\n' % (SCHEMA, head, cells)
+    return b'{"schema":%d,"header":%s,\n%s"cells":[\n%s\n]}\n' % (SCHEMA, head, changes, cells)
+
+
+def _changes(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "against": [change.to_json() for change in verdict.against],
+        "allowed": [{**change.to_json(), "reason": entry.reason} for change, entry in verdict.allowed],
+        "better": [change.to_json() for change in verdict.better],
+    }
 
 
 def _one_line(error: BaseException) -> str:

@@ -79,7 +79,7 @@ def static(
     chooser = Chooser(registry, packages, policy_of)
     cells = []
     for number, (case, device, m) in enumerate(mine := shard_of(asked, shard)):
-        if number % 2000 == 1999:
+        if number % 20000 == 19999:
             say(f"{len(mine) - number} cells left")
         cell = Cell(case, device.name, m, chooser.outcome(case, device, m))
         if takes_cell(filters, cell):
