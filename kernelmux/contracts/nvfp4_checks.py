@@ -23,6 +23,7 @@ from .tensor_checks import (
 )
 
 FP8 = torch.float8_e4m3fn
+MOST_FACTOR = 1.265e35  # 6 * 448 times it is still an fp32 number
 _WIDE = (torch.bfloat16, torch.float16)
 _DEQUANTIZED = (torch.float32, torch.bfloat16)
 _KIND = {
@@ -199,10 +200,13 @@ def check_mm_values(a: Tensor, weights: object = None, *, alpha: Tensor, **_: ob
 
 
 def require_usable_factor(op: str, name: str, factor: Tensor) -> None:
-    """Raise BadShape unless the factor is a positive, finite number. Waits for the device."""
+    """Raise BadShape unless the factor is positive and all it can express is an fp32 number. Waits for the device."""
     value = float(factor)
-    if not 0.0 < value < float("inf"):
-        raise BadShape(f"{op}: {name} must be a positive, finite number, usually amax / (448 * 6); it is {value}.")
+    if not 0.0 < value <= MOST_FACTOR:
+        raise BadShape(
+            f"{op}: {name} must be a positive, finite number (at most {MOST_FACTOR:g}), usually amax / (448 * 6); "
+            f"it is {value}."
+        )
 
 
 def require_layout(op: str, layout: str) -> None:

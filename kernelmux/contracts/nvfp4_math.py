@@ -1,6 +1,6 @@
 """NVFP4 in torch: how values are quantized, to the bit; references and meta functions. These are the specification.
 
-What is specified, all in fp32 with subnormals kept:
+What is specified, all in fp32 with subnormals kept, for global scales from 2^-149 to 1.26e35:
 
 - the block scale is ``amax / (6 * global_scale)``, at most 448, rounded to e4m3, nearest even;
 - a value is ``x / (block_scale * global_scale)``, rounded to e2m1, nearest even, at most 6;
