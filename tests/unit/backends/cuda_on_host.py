@@ -47,7 +47,7 @@ class Host:
             self.built[key] = compile_cpp(entry, entry.with_suffix(".so"), "-I", str(self.folder), *options)
         return self.built[key]
 
-    def Launcher(self, function: ctypes.CDLL, signature: str, *, block: int) -> Any:  # as launch has it
+    def Launcher(self, function: ctypes.CDLL, signature: str, *, block: int, pdl: bool = True) -> Any:
         host = self
 
         class Launcher:
