@@ -3,9 +3,10 @@
 Method: each contestant is captured as a CUDA graph of back-to-back calls, every call on tensors of its own. Before a
 replay the L2 holds none of them: either the replay itself touches several times the L2, or a buffer of that size is
 read in between (read and not written: written lines would be written back in the measured time). Graphs are replayed
-in turn, in an order drawn anew each round. One sample is one replay between two events, divided by its calls. Nobody is
-timed who was not right on outputs filled with NaN beforehand. The ceiling is the fastest of several plain copies of as
-many bytes, timed in the same rounds.
+in turn, in an order drawn anew each round. Where no buffer is read in between, each is replayed once more ahead of the
+measured time, so that it finds the L2 as it leaves it: streaming stores have two speeds, by what others left there. One
+sample is one replay between two events, divided by its calls. Nobody is timed who was not right on outputs filled with
+NaN beforehand. The ceiling is the fastest of several plain copies of as many bytes, timed in the same rounds.
 """
 
 from __future__ import annotations
@@ -151,7 +152,8 @@ class SmallStand:
             gc.collect()
             torch.cuda.empty_cache()
         how = (
-            f"{calls} calls in a replay touch {calls * (read + written) / 1e6:.0f} MB, each call its own"
+            f"{calls} calls in a replay touch {calls * (read + written) / 1e6:.0f} MB, each call its own, "
+            "after a replay that is not timed"
             if alone
             else f"each call its own tensors, {self._wash.numel() * 4 / 1e6:.0f} MB read before each replay"
         )
@@ -208,6 +210,8 @@ class SmallStand:
                     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
                     if wash:
                         torch.amax(self._wash, dim=0, out=self._sink)
+                    else:
+                        runner.graph.replay()
                     start.record()
                     runner.graph.replay()
                     end.record()
