@@ -18,7 +18,6 @@ from .tensor_checks import (
     require_dtype,
     require_out,
     require_rows,
-    require_same_device,
     words,
 )
 
@@ -132,9 +131,9 @@ def check_mm(
         )
     require_layout(op, layout)
     require_scale(op, "a_sf", a_sf, "a", a, layout)
-    require_same_device(op, "b", b, a)
+    _require_beside(op, "b", b, "a", a)
     require_scale(op, "b_sf", b_sf, "b", b, layout)
-    require_factor(op, "alpha", alpha, a)
+    require_factor(op, "alpha", alpha, a, "a")
     _require_out_dtype(op, out_dtype, FLOATS)
 
 
@@ -156,7 +155,7 @@ def check_gemm(
             f"nvfp4_gemm: w {list(w.shape)} holds two values a byte, [N, K/2], so x must be [..., {2 * w.shape[1]}]; "
             f"got {list(x.shape)}."
         )
-    require_same_device("nvfp4_gemm", "w", w, x)
+    _require_beside("nvfp4_gemm", "w", w, "x", x)
     _require_out_dtype("nvfp4_gemm", out_dtype, FLOATS)
 
 
@@ -169,9 +168,9 @@ def check_gemm_weights(
         raise BadShape(f"{op} takes w uint8 [N, K/2], two values a byte; got {list(w.shape)}.")
     require_packed(op, "w", w)
     require_scale(op, "w_scale", w_scale, "w", w, "linear", axes="[N, K/16]")
-    require_factor(op, "w_global_scale", w_global_scale, w)
+    require_factor(op, "w_global_scale", w_global_scale, w, "w")
     if input_scale is not None:
-        require_factor(op, "input_scale", input_scale, w)
+        require_factor(op, "input_scale", input_scale, w, "w")
 
 
 def check_weights(
@@ -215,13 +214,18 @@ def require_layout(op: str, layout: str) -> None:
         raise BadShape(f"{op}: unknown layout {layout!r} of the block scales; use {' or '.join(LAYOUTS)}.")
 
 
-def require_factor(op: str, name: str, factor: Tensor, x: Tensor) -> None:
-    """Raise BadShape unless the factor is one fp32 number on x's device."""
+def require_factor(op: str, name: str, factor: Tensor, x: Tensor, of: str = "x") -> None:
+    """Raise BadShape unless the factor is one fp32 number on the device of x, which the caller knows as ``of``."""
     if tuple(factor.shape) not in ((), (1,)) or factor.dtype != torch.float32:
         raise BadShape(
             f"{op}: {name} must be one float32 number, [] or [1]; got {list(factor.shape)} of {words((factor.dtype,))}."
         )
-    require_same_device(op, name, factor, x)
+    _require_beside(op, name, factor, of, x)
+
+
+def _require_beside(op: str, name: str, tensor: Tensor, of: str, other: Tensor) -> None:
+    if tensor.device != other.device:
+        raise BadShape(f"{op}: {name} is on {tensor.device} and {of} on {other.device}. Move both to one device.")
 
 
 def require_packed(op: str, name: str, packed: Tensor) -> None:
@@ -259,7 +263,7 @@ def require_scale(
     require_contiguous_last(op, name, scale)
     if layout != "linear" and not scale.is_contiguous():
         raise BadShape(f"{op}: swizzled {name} must be contiguous: its rows are no rows of scales. Copy it.")
-    require_same_device(op, name, scale, packed)
+    _require_beside(op, name, scale, of, packed)
 
 
 def _require_out_dtype(op: str, out_dtype: torch.dtype | None, known: tuple[torch.dtype, ...]) -> None:
