@@ -225,19 +225,21 @@ function open(cell, {push = false, focus = false} = {}) {
   state.cell = cell;
   lastM = mOf[cell];
   const at = grid.mark(cell);
-  const slot = at ? grid.rows[at[0]].slots[at[1]] : [cell];
+  const slot = at ? (kindOf[cell] === LIVE ? grid.rows[at[0]].slots.flat().filter((other) => deviceOf[other] === deviceOf[cell]) : grid.rows[at[0]].slots[at[1]]) : [cell];
   const panel = byId("cell"), scrolled = panel.scrollTop;
   byId("cell-body").replaceChildren(...explanation(cell, {siblings: slot, onCell: (other) => again(other), href: cellHref}).flat().filter(Boolean));
   panel.hidden = false;
   document.body.classList.add("opened");
   if (at && grid.rows[at[0]].seen) {
     grid.moved(at, false);
-    if (was < 0) grid.reveal(grid.tile(at));
+    if (was < 0) grid.reveal(grid.tile(at), seen(grid.tile(at)) ? "nearest" : "center");
   }
   panel.scrollTop = was >= 0 && caseOf[was] === caseOf[cell] && deviceOf[was] === deviceOf[cell] ? scrolled : 0;
   if (focus) byId("cell-title").focus({preventScroll: true});
   remember(push && was < 0);
 }
+
+const seen = (tile) => { const at = tile.getBoundingClientRect(); return at.bottom > 0 && at.top < innerHeight && at.right > 0 && at.left < byId("grid").getBoundingClientRect().right; };
 
 /** Another cell from within the explanation: the focus stays on what was pressed. */
 function again(cell) {

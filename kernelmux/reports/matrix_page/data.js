@@ -120,11 +120,12 @@ function lowered() {
   return lower;
 }
 
-/** Whether each cell holds every word of the query. */
+/** Whether each cell holds every word and every "quoted phrase" of the query. */
 function matches(query) {
   const found = new Uint8Array(COUNT).fill(1);
   const all = lowered();
-  for (const term of query.toLowerCase().split(/\s+/).filter(Boolean)) {
+  for (const [word, phrase] of query.toLowerCase().matchAll(/"([^"]+)"?|[^\s"]+/g)) {
+    const term = phrase ?? word;
     const hits = (values) => Uint8Array.from(values, (value) => (value.includes(term) ? 1 : 0));
     const text = hits(all.texts), cases = hits(all.cases), devices = hits(all.devices), results = hits(all.results);
     const any = (indices) => indices.some((i) => i >= 0 && text[i]);

@@ -258,11 +258,9 @@ class Grid {
   }
 
   /** Scroll so far that the tile is clear of the heads, which stay where they are. */
-  reveal(tile) {
-    const port = this.root, box = tile.getBoundingClientRect(), frame = port.getBoundingClientRect();
-    const top = frame.top + port.firstChild.offsetHeight, left = frame.left + port.querySelector(".corner").offsetWidth;
-    if (box.top < top) port.scrollTop -= top - box.top; else if (box.bottom > frame.top + port.clientHeight) port.scrollTop += box.bottom - frame.top - port.clientHeight;
-    if (box.left < left) port.scrollLeft -= left - box.left; else if (box.right > frame.left + port.clientWidth) port.scrollLeft += box.right - frame.left - port.clientWidth;
+  reveal(tile, block = "nearest") {
+    this.root.style.setProperty("--heads", `${this.root.firstChild.offsetHeight + 4}px`);
+    tile.scrollIntoView({block, inline: block});
   }
 
   key(event) {

@@ -153,7 +153,7 @@ function rooflinePlot(series, device, dtype) {
   const title = "Roofline";
   const roofName = `${number(bandwidth)} GB/s${peak ? `, ${number(peak)} TFLOP/s` : ""}`;
   return h("figure", {}, h("h4", {}, title),
-    chart(title, `What each kernel reached under ${roofName}. The numbers are in the table below.`, x, y, inner),
+    chart(title, `What ${shown.map((one) => one.name).join(", ")} reached under ${roofName}. The numbers are in the table below.`, x, y, inner),
     legend([...shown, {name: `at best: ${roofName}`, look: "floor", dashed: "floor"}]),
     h("figcaption", {}, "A mark on the line leaves nothing to gain on this GPU; both axes are logarithmic."));
 }
