@@ -93,8 +93,8 @@ def fused(parts: Sequence[Weights]) -> Weights:
     factors = [float(part["w_global_scale"]) for part in parts]
     if len(set(factors)) > 1:
         raise UsageError(
-            f"the parts were quantized under different global scales ({', '.join(f'{f:g}' for f in factors)}): keep them "
-            "apart, or quantize them anew under one, as ModelOpt and llm-compressor do for fused layers."
+            f"the parts were quantized under different global scales ({', '.join(f'{f:g}' for f in factors)}): keep "
+            "them apart, or quantize them anew under one, as ModelOpt and llm-compressor do for fused layers."
         )
     inputs = [part["input_scale"] for part in parts]
     known = [scale for scale in inputs if scale is not None]

@@ -1,4 +1,4 @@
-"""Arguments of the NVFP4 ops that do not fit: one BadShape that names the expected shape, from every kernel's prepare."""
+"""Arguments of the NVFP4 ops that do not fit: one BadShape that names the expected shape, whichever the kernel."""
 
 import math
 
@@ -26,7 +26,8 @@ def weights(**change):
 
 WRONG = {
     "K is no multiple of 16": (
-        lambda: weights(w=torch.zeros(N, 20, dtype=torch.uint8)), "K=40, two values a byte of w, must be a multiple of 16"
+        lambda: weights(w=torch.zeros(N, 20, dtype=torch.uint8)),
+        "K=40, two values a byte of w, must be a multiple of 16",
     ),
     "swizzled scales": (
         lambda: weights(w_scale=swizzle(weights()["w_scale"])),
@@ -40,7 +41,7 @@ WRONG = {
     ),
     "another device": (lambda: weights(w_scale=weights()["w_scale"].to("meta")), "w_scale is on meta and w on cpu"),
     "two global scales": (lambda: weights(w_global_scale=torch.ones(2)), "one float32 number, [] or [1]; got [2]"),
-    "an infinite global scale": (lambda: weights(w_global_scale=torch.tensor(math.inf)), "w_global_scale must be a positive"),
+    "an infinite global scale": (lambda: weights(w_global_scale=torch.tensor(math.inf)), "w_global_scale must be"),
     "a global scale that is NaN": (lambda: weights(w_global_scale=torch.tensor(math.nan)), "positive, finite number"),
     "a global scale of zero": (lambda: weights(w_global_scale=torch.tensor(0.0)), "positive, finite number"),
 }  # fmt: skip
