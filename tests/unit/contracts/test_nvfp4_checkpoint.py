@@ -1,4 +1,4 @@
-"""NVFP4 layers of ModelOpt's and of compressed-tensors' checkpoints are the same layers, through every kernel's prepare."""
+"""NVFP4 layers of ModelOpt's and of compressed-tensors' checkpoints are the same layers, for every kernel."""
 
 import pytest
 
