@@ -89,7 +89,7 @@ def live(
             lock = _lock(device, folder)
             work = _jobs(mine, done, spec, lock, limit_s)
             left, red = len(blank) - len(done), 0
-            for answer in run(work, width=jobs, limit_s=limit_s, environment={"KERNELMUX_TRUST": "off"}):
+            for answer in run(work, width=jobs, limit_s=limit_s, environment=_environment(device)):
                 result = msgspec.convert(answer.result, Result)
                 if result.status != "ok" and not result.explanation:
                     result = msgspec.structs.replace(result, explanation=EXPLANATION)
@@ -200,6 +200,12 @@ def _jobs(mine: Sequence[_Question], done: dict[int, Result], spec: str, lock: s
             work.append(Job(payload, numbers, f"{question.case.op} {question.case.scheme}: {question.kernel.name}"))
         first += count
     return work
+
+
+def _environment(device: Device) -> dict[str, str]:
+    """Of the probes: the check is theirs; on a processor they share its cores."""
+    single = {"OMP_NUM_THREADS": "1"} if device.vendor == "cpu" else {}
+    return {"KERNELMUX_TRUST": "off", **single}
 
 
 def _lock(device: Device, folder: str) -> str | None:

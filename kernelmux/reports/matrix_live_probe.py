@@ -78,19 +78,23 @@ def probe(job: Mapping[str, Any], pipe: Pipe) -> None:
         torch.cuda.init()
         torch.zeros(1, device="cuda")
     trust = {"checked": True}  # the gate would check it too, and keep what it found
-    fault, general = "", Checked()
-    seen = False
+    general = Checked()
+    fault: str | None = "" if job["again"] else None  # None: the grid is still to be checked
     for cell in job["cells"]:
         m = job["ms"][cell - job["first"]]
         begun = time.perf_counter()
         result: dict[str, Any]
         try:
             chosen = chooser.select(case, device, m, job["kernel"]).but(_by_tokens={}, _state=dict(trust))
-            with torch.no_grad(), torch.inference_mode(False):
-                if not seen and not job["again"]:
-                    fault = _grid(chosen, leave, job["limit_s"], general)
-                seen = True
-                result = _cell(chosen, m, leave, pipe, job["limit_s"], case, fault, general)
+            with torch.no_grad():
+                trial = Trial(chosen, m, leave, pipe, job["limit_s"])
+                if trial.subject is None:
+                    result = {"status": "skipped", "explanation": "no call of these sizes is known here"}
+                else:
+                    trial.first_call()
+                    if fault is None:
+                        fault = _grid(chosen, leave, job["limit_s"], general)
+                    result = trial.result(fault, general)
         except Exception as error:  # whatever it raises is a fact about this kernel
             result = {"status": "error", "explanation": _one_line(error)}
         result["seconds"] = round(time.perf_counter() - begun, 3)
@@ -189,8 +193,7 @@ def _compare(
         checked.skipped += 1
         return
     decode = _decode(chosen.op, given)
-    exact = "bit_exact" in chosen.declaration.numerics.promises
-    checked.take(judge(got, want, subject.limits, decode, exact=exact), where)
+    checked.take(judge(got, want, subject.limits, decode, exact=_exact(chosen)), where)
 
 
 def _poisoned(
@@ -208,71 +211,103 @@ def _poisoned(
     return _results(chosen(x, weights, **rest))
 
 
-def _cell(
-    chosen: Selection, m: int, leave: Leave, pipe: Pipe, limit_s: float, case: Any, fault: str, general: Checked
-) -> dict[str, Any]:
+class Trial:
     """One cell: the case's own sizes at M tokens."""
-    checked = Checked(general.calls, general.error, general.skipped)
-    live = chosen.device.vendor != "cpu"
-    notes: list[str] = []
-    with leave.shared(f"drawing M={m}", CHECK_S * limit_s):
-        subject = _whole(chosen)
-        if subject is None:
-            return {"status": "skipped", "explanation": "no call of these sizes is known here."}
-        given = subject.call(m, False, 0)
-        name, x = next(iter(given.items()))
-        rest = {key: value for key, value in given.items() if key != name}
-        with _exact_products():
-            want = subject.want(given)
-        _wait(chosen)
-    with leave.shared(f"making its first call, M={m}", FIRST_S * limit_s):
-        start = time.perf_counter()
-        weights = chosen.prepare(**subject.weights) if subject.weights else None
-        _wait(chosen)
-        prepared = time.perf_counter()
-        chosen(x, weights, **rest)
-        _wait(chosen)
-        first_ms = 1e3 * (time.perf_counter() - prepared)
-    notes += [f"prepare took {1e3 * (prepared - start):.0f} ms"] if weights is not None and live else []
-    result: dict[str, Any] = {"status": "ok", "first_call_ms": round(first_ms, 3)}
-    with leave.shared(f"checking M={m}", CHECK_S * limit_s):
-        try:
-            got = [tensor.clone() for tensor in _poisoned(chosen, given, weights, want)]
-            decode = _decode(chosen.op, given)
-            exact = "bit_exact" in chosen.declaration.numerics.promises
-            checked.take(judge(got, want, subject.limits, decode, exact=exact), f"M={m}, {_sizes(subject.sizes)}")
-        except Wrong as error:
-            fault = fault or str(error)
-        again = [_results(chosen(x, weights, **rest)) for _ in range(2)]
-        result["deterministic"] = all(all(map(_same, got, one)) for one in again)
-        _wait(chosen)
-        del again
-    result |= {"checked": checked.calls, "error": _finite(checked.error), "correct": not fault}
-    if fault:
-        result |= {"status": "wrong", "explanation": f"wrong results: {fault}"}
-    if checked.error > 1 and not fault:
-        notes.append(f"beyond the op's tolerance ({checked.error:.2f} of it), within the {SLACK:g} times of the check")
-    if checked.skipped:
-        notes.append(f"{checked.skipped} calls of the grid are none it takes")
-    result |= _work(chosen, m)
-    calls = _Calls(chosen, x, rest, weights, m, result.get("bytes"))
-    if live:
-        with leave.alone(f"timing M={m}", TIME_S * limit_s):
-            result["peak_bytes"] = calls.peak()
-            captured, why = calls.capture(got, want, subject, given)
-            result["capture"] = captured
-            notes += [why] if why else []
-            samples = calls.samples()
-    else:
-        pipe.at(f"timing M={m}")
-        samples = _on_cpu(lambda: chosen(x, weights, **rest))
-    found = interval(samples, f"{chosen.kernel}/{case.op}/{m}")
-    result["time_us"] = {
-        "median": round(found.mid, 4), "low": round(found.low, 4), "high": round(found.high, 4), "samples": len(samples)
-    }  # fmt: skip
-    if result.get("floor_us") and found.mid > 0:
-        result["roofline_percent"] = round(100 * result["floor_us"] / found.mid, 2)
-    return {**result, "notes": notes} if notes else result
+
+    def __init__(self, chosen: Selection, m: int, leave: Leave, pipe: Pipe, limit_s: float):
+        self.chosen, self.m, self.leave, self.pipe, self.limit_s = chosen, m, leave, pipe, limit_s
+        self.live = chosen.device.vendor != "cpu"
+        self.notes: list[str] = []
+        self.first_ms = 0.0
+        self.weights: Any = None
+        with leave.shared(f"drawing M={m}", CHECK_S * limit_s):
+            self.subject = _whole(chosen)
+            if self.subject is None:
+                return
+            self.given = self.subject.call(m, False, 0)
+            name, self.x = next(iter(self.given.items()))
+            self.rest = {key: value for key, value in self.given.items() if key != name}
+            _wait(chosen)
+
+    def first_call(self) -> None:
+        """Prepare the weights and call it once: in a fresh process, whatever it compiles or loads is in that time."""
+        assert self.subject is not None
+        with self.leave.shared(f"making its first call, M={self.m}", FIRST_S * self.limit_s):
+            start = time.perf_counter()
+            if self.subject.weights:
+                self.weights = self.chosen.prepare(**self.subject.weights)
+                _wait(self.chosen)
+            prepared = time.perf_counter()
+            self.chosen(self.x, self.weights, **self.rest)
+            _wait(self.chosen)
+            self.first_ms = 1e3 * (time.perf_counter() - prepared)
+            if self.weights is not None and self.live and self.chosen.declaration.prepare:
+                self.notes.append(f"prepare took {1e3 * (prepared - start):.0f} ms")
+
+    def result(self, fault: str, general: Checked) -> dict[str, Any]:
+        """Check, then time. ``fault``: what the grid found; ``general``: what its comparisons came to."""
+        chosen, subject, m = self.chosen, self.subject, self.m
+        assert subject is not None
+        checked = Checked(general.calls, general.error, general.skipped)
+        found: dict[str, Any] = {"status": "ok", "first_call_ms": round(self.first_ms, 3)}
+        with self.leave.shared(f"checking M={m}", CHECK_S * self.limit_s):
+            with _exact_products():
+                want = subject.want(self.given)
+            got = [tensor.clone() for tensor in _poisoned(chosen, self.given, self.weights, want)]
+            try:
+                finding = judge(got, want, subject.limits, _decode(chosen.op, self.given), exact=_exact(chosen))
+                checked.take(finding, f"M={m}, {_sizes(subject.sizes)}")
+            except Wrong as error:
+                fault = fault or str(error)
+            again = [_results(chosen(self.x, self.weights, **self.rest)) for _ in range(2)]
+            found["deterministic"] = all(all(map(_same, got, one)) for one in again)
+            _wait(chosen)
+            del again
+        found |= {"checked": checked.calls, "error": _finite(checked.error), "correct": not fault}
+        if fault:
+            found |= {"status": "wrong", "explanation": f"wrong results: {fault}"}
+        elif checked.error > 1:
+            self.notes.append(
+                f"beyond the op's tolerance ({checked.error:.2f} of it), within the {SLACK:g} times of the check"
+            )
+        if checked.skipped:
+            self.notes.append(f"{checked.skipped} calls of the grid are none it takes")
+        found |= _work(chosen, m)
+        self._time(found, got, want)
+        return {**found, "notes": self.notes} if self.notes else found
+
+    def _time(self, found: dict[str, Any], got: Sequence[Tensor], want: tuple[Tensor, ...]) -> None:
+        chosen, subject = self.chosen, self.subject
+        assert subject is not None
+        if self.live:
+            with self.leave.alone(f"timing M={self.m}", TIME_S * self.limit_s):
+                calls = _Calls(chosen, self.x, self.rest, self.weights, found.get("bytes"))
+                found["peak_bytes"] = calls.peak()
+                found["capture"], why = calls.capture(got, want, subject, self.given)
+                self.notes += [why] if why else []
+                samples = calls.samples()
+        else:
+            self.pipe.at(f"timing M={self.m}")
+            samples = _on_cpu(lambda: chosen(self.x, self.weights, **self.rest))
+        found["time_us"] = summary(samples, f"{chosen.kernel}/{chosen.op.name}/{self.m}")
+        median = found["time_us"]["median"]
+        if found.get("floor_us") and median > 0:
+            found["roofline_percent"] = round(100 * found["floor_us"] / median, 2)
+
+
+def summary(samples: Sequence[float], seed: str) -> dict[str, Any]:
+    """What the matrix keeps of samples in microseconds."""
+    found = interval(samples, seed)
+    return {
+        "median": round(found.mid, 4),
+        "low": round(found.low, 4),
+        "high": round(found.high, 4),
+        "samples": len(samples),
+    }
+
+
+def _exact(chosen: Selection) -> bool:
+    return "bit_exact" in chosen.declaration.numerics.promises
 
 
 def _whole(chosen: Selection) -> Subject | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ...errors import StoreError
 from ...store.files import sha256, sweep, write_whole
 from ...store.paths import cache_dir
-from ..compile_job import CompileJob
+from ..compile_job import CompileFacts, CompileJob
 from . import compiler, fast_math
 from .compiler import Cubin, Source
 
@@ -59,7 +59,11 @@ def job(source_name: str, kernel: str, defines: Mapping[str, str | int], capabil
         fetch(source_name, kernel, defines, capability.arch, fast=fast)
         return True
 
-    return CompileJob(f"{kernel} ({', '.join(f'{name}={value}' for name, value in defines.items())})", run)
+    def facts() -> CompileFacts:
+        cubin = fetch(source_name, kernel, defines, capability.arch, fast=fast)
+        return CompileFacts(cubin.registers, cubin.spills, cubin.shared_bytes)
+
+    return CompileJob(f"{kernel} ({', '.join(f'{name}={value}' for name, value in defines.items())})", run, facts)
 
 
 def _path(source: Source, kernel: str, defines: Mapping[str, str | int], arch: str, fast: bool) -> Path:

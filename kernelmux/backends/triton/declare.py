@@ -19,6 +19,7 @@ KERNELS = (
         warmup="kernelmux.backends.triton.fused_moe:warmup",
         configs="kernelmux.tuning_configs.lookup:provider",
         source="kernelmux.backends.triton.moe_source:source_hash",
+        compile="kernelmux.backends.triton.moe_jobs:fused",
         layout="experts-hf",
         capturable=True,
         # 9.0: tests/gpu, benchmarks/results/fused-moe-h200.json; the others: tests/unit/backends/test_moe_compile.py.

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...contracts.fp8_outputs import BLOCK
 from ...errors import CompileFailed, DeviceNotFound
-from ..compile_job import CompileJob
+from ..compile_job import CompileFacts, CompileJob
 from .small_launch import Gpu, Launch, Plan, Rows, Variant
-from .stand_in import DType, StandIn, StandInDriver
+from .stand_in import DType, StandIn, StandInDriver, resources
 
 if TYPE_CHECKING:
     from ...device import Capability, Device
@@ -95,7 +95,8 @@ def jobs(op: str, plan: Plan, device: Device, dtype: str, shape: Mapping[str, An
             key = (launch.kernel, *launch.constants.values(), launch.warps, launch.stages, *dtypes)
             if key not in seen:
                 seen.add(key)
-                yield CompileJob(f"{op} H={hidden} M={m}", partial(_needed, launch, dtypes, device))
+                run, facts = partial(_needed, launch, dtypes, device), partial(_facts, launch, dtypes, device)
+                yield CompileJob(f"{op} H={hidden} M={m}", run, facts)
 
 
 def _scales(op: str) -> tuple[bool, ...]:
@@ -127,6 +128,12 @@ def _needed(launch: Launch, dtypes: list[str], device: Device) -> bool:
     finally:
         knobs.compilation.listener = before
     return not all(hits)
+
+
+def _facts(launch: Launch, dtypes: list[str], device: Device) -> CompileFacts:
+    assert device.capability is not None
+    compiled = compile_launch(launch, dtypes, device.capability)
+    return CompileFacts(*resources(compiled.asm["cubin"]), compiled.metadata.shared)
 
 
 def warm(variant: Variant, selection: Any, ms: Iterable[int]) -> None:
