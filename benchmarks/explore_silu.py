@@ -406,21 +406,22 @@ FP8_GEOMETRIES = {
 }
 
 
-def fp8_variants(h: int) -> list[tuple[str, str, str, str]]:
-    """(op, geometry, loads, entry)"""
+def fp8_variants(h: int) -> list[tuple[str, str, str, str, int]]:
+    """(op, geometry, loads, entry, quick)"""
     return [
-        (op, name, loads, entry)
+        (op, name, loads, entry, quick)
         for op, names in FP8_GEOMETRIES.items()
-        for name, loads, entry in product(names, ("STREAM", "KEEP", "FIRST"), ("EARLY", "LATE", "off"))
+        for name, loads, entry, quick in product(names, ("STREAM", "KEEP", "FIRST"), ("EARLY", "LATE", "off"), (0, 1))
         if op == "silu_and_mul_fp8" or h <= 32 * int(name.partition("x")[0])
     ]
 
 
 @contextmanager
-def memory(loads: str, entry: str) -> Iterator[None]:
-    from kernelmux.backends.jit_cuda import activation_geometry
+def memory(loads: str, entry: str, quick: int) -> Iterator[None]:
+    from kernelmux.backends.jit_cuda import activation_geometry, fp8_epilogues
 
-    kept = dict(activation_geometry.MEMORY), activation_geometry.OVERLAP
+    kept = dict(activation_geometry.MEMORY), activation_geometry.OVERLAP, dict(fp8_epilogues.QUICK)
+    fp8_epilogues.QUICK.update(dict.fromkeys(kept[2], quick))
     activation_geometry.MEMORY.update(LOADS=loads, LAUNCH="ENDED" if entry == "off" else entry)
     activation_geometry.OVERLAP = entry != "off"
     try:
@@ -428,13 +429,14 @@ def memory(loads: str, entry: str) -> Iterator[None]:
     finally:
         activation_geometry.MEMORY.update(kept[0])
         activation_geometry.OVERLAP = kept[1]
+        fp8_epilogues.QUICK.update(kept[2])
 
 
-def fp8_job(variant: tuple[str, str, str, str], h: int) -> tuple[str, str, Any]:
+def fp8_job(variant: tuple[str, str, str, str, int], h: int) -> tuple[str, str, Any]:
     from kernelmux.backends.jit_cuda import activation_geometry, fp8_epilogues
 
-    op, name, loads, entry = variant
-    with memory(loads, entry):
+    op, name, loads, entry, quick = variant
+    with memory(loads, entry, quick):
         if op == "silu_and_mul_fp8":
             geometry = activation_geometry.Geometry.parse(name)
             given = fp8_epilogues.block_defines("bfloat16", geometry, 8, 32, 32)
@@ -468,8 +470,8 @@ def race_fp8(m: int, h: int, options: argparse.Namespace) -> list[dict[str, Any]
         norm_sets = [(x, weight, None, out, scale) for x, out, scale in gated_sets]
         sets: list[tuple[Any, ...]] = list(gated_sets) if gated else list(norm_sets)
         track = Track(calls)
-        for _, name, loads, entry in (each for each in fp8_variants(h) if each[0] == op):
-            with memory(loads, entry):
+        for _, name, loads, entry, quick in (each for each in fp8_variants(h) if each[0] == op):
+            with memory(loads, entry, quick):
                 if gated:
                     geometry = activation_geometry.Geometry.parse(name)
                     bound = fp8_epilogues.bound_blocks(*sets[0], geometry, fast=False)

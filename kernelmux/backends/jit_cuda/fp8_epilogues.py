@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 SOURCE = "fp8_epilogues"
 BLOCKS, BLOCKS_SIGNATURE = "block_scales", "PPPiiiiiqqq"
 ROWS, ROWS_SIGNATURE = "row_scales", "PPPPPiifqqq"
+QUICK = {BLOCKS: 0, ROWS: 1}  # for blocks it takes a third more registers
 MOST_THREADS, MOST_HELD = 1024, 32  # values of x that a thread holds, so that nothing spills
 
 Call = Callable[..., None]
@@ -127,6 +128,7 @@ def block_defines(dtype: str, geometry: Geometry, elements: int, alignment: int,
         ("EPILOGUE", "BLOCK_SCALES"),
         *memory_defines(),
         ("OUT_BYTES", min(elements, alignment_out)),
+        ("QUICK", QUICK[BLOCKS]),
         ("STORES", geometry.stores.upper()),
         ("UNROLL", geometry.unroll),
     )
@@ -284,6 +286,7 @@ def row_defines(
         *memory_defines(),
         ("LONG", int(geometry.long)),
         ("OUT_BYTES", min(elements, alignment_out)),
+        ("QUICK", QUICK[ROWS]),
         ("ROWS", geometry.rows),
         ("STATIC", int(static)),
         ("STORES", "KEEP"),

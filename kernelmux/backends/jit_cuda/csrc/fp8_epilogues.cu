@@ -5,6 +5,7 @@
 // DTYPE      bf16, fp16, fp32       ELEMENTS   of a chunk, what a thread holds at a time
 // ACCESS_BYTES, OUT_BYTES   a chunk of x (of weight too), and of out, is read and written in pieces of so many bytes
 // LOADS, STORES             KEEP, STREAM, ... of common.cuh      LAUNCH   EARLY, LATE or ENDED of common.cuh
+// QUICK 1: a second division, for scales that are far from overflow
 // Of BLOCK_SCALES: ACT, UNROLL. Of ROW_SCALES: HIDDEN, LANES threads a row, ROWS rows a block (1 unless LANES is 32),
 // WEIGHT_BIAS, STATIC (the scale is given), LONG (a row does not fit into registers: it is read again).
 #include "common.cuh"
@@ -60,9 +61,25 @@ DEVICE float reciprocal_of(float scale) {  // of a normal number, infinity or Na
   const float better = fma_near(fma_near(-scale, near, 1.0f), near, near);
   return better == better ? better : near;
 }
-DEVICE Vec<e4m3, N> divided(float (&value)[N], float scale, float reciprocal) {
+
+// 1 / scale as a sum of two floats: an fma with it and a multiplication give a / scale to the last bit too, with one
+// instruction less and no question asked, where scale is far from overflow and so is every value (of which it is the
+// largest, over 448). There the arithmetic is what bounds these kernels.
+constexpr float FAR_FROM_OVERFLOW = 1e30f;
+struct Inverse {
+  float near, rest;
+};
+DEVICE Inverse inverse_of(float scale) {
+  const float near = reciprocal_of(scale);
+  return Inverse{near, times(fma_near(-scale, near, 1.0f), near)};
+}
+template <bool SHORT>
+DEVICE Vec<e4m3, N> divided(float (&value)[N], float scale, Inverse by) {
 #pragma unroll
-  for (int i = 0; i < N; ++i) value[i] = quotient(value[i], scale, reciprocal);
+  for (int i = 0; i < N; ++i) {
+    if constexpr (SHORT) value[i] = fma_near(value[i], by.near, times(value[i], by.rest));
+    else value[i] = quotient(value[i], scale, by.near);
+  }
   return from_floats<e4m3, N>(value);
 }
 
@@ -103,7 +120,9 @@ block_scales(const DTYPE* x, e4m3* out, float* scale_out, u32 accesses, u32 per_
 #pragma unroll
       for (int i = 0; i < N; ++i) value[i] = ACT::of<DTYPE>(value[i]) * factor[i];
       const float scale = scale_for(warp_reduce<Largest, LANES_OF_BLOCK>(largest_of(value, 0.0f)));
-      const auto stored = divided(value, scale, reciprocal_of(scale));
+      const Inverse by = inverse_of(scale);
+      const auto stored = QUICK && scale < FAR_FROM_OVERFLOW ? divided<QUICK != 0>(value, scale, by)
+                                                             : divided<false>(value, scale, by);
       if (exists) {
         store_part(at[u].to, stored);
         if (threadIdx.x % LANES_OF_BLOCK == 0) *at[u].scale = scale;
@@ -190,7 +209,7 @@ row_scales(const DTYPE* x, const DTYPE* weight, const float* scale_in, e4m3* out
     } else if (blockIdx.x == 0 && threadIdx.x == 0 && scale_out != scale_in) {
       *scale_out = scale;
     }
-    return STATIC ? over(1.0f, scale) : reciprocal_of(scale);
+    return STATIC ? Inverse{over(1.0f, scale), 0.0f} : inverse_of(scale);
   };
   if constexpr (!LONG) {
     Part held[HELD], by[HELD];
@@ -217,15 +236,19 @@ row_scales(const DTYPE* x, const DTYPE* weight, const float* scale_in, e4m3* out
         largest = largest_of(value, largest);
       }
     }
-    const float reciprocal = settle(largest);
+    const Inverse inverse = settle(largest);
+    auto finish = [&](auto quick) {
 #pragma unroll
-    for (int k = 0; k < HELD; ++k) {
-      const int chunk = k * LANES + thread;
-      float value[N];
-      weigh(held[k], by[k], factor, value);
-      const auto stored = divided(value, scale, reciprocal);
-      if ((k + 1) * LANES <= CHUNKS || chunk < CHUNKS) store_part(out + chunk * N, stored);
-    }
+      for (int k = 0; k < HELD; ++k) {
+        const int chunk = k * LANES + thread;
+        float value[N];
+        weigh(held[k], by[k], factor, value);
+        const auto stored = divided<decltype(quick)::value != 0>(value, scale, inverse);
+        if ((k + 1) * LANES <= CHUNKS || chunk < CHUNKS) store_part(out + chunk * N, stored);
+      }
+    };
+    if (QUICK && !STATIC && scale < FAR_FROM_OVERFLOW) finish(Count<QUICK>());
+    else finish(Count<0>());
   } else {
     float sum = 0.0f;
     for (int chunk = thread; chunk < CHUNKS; chunk += LANES) sum += squares(load_part(x + static_cast<i64>(chunk) * N));
@@ -238,11 +261,11 @@ row_scales(const DTYPE* x, const DTYPE* weight, const float* scale_in, e4m3* out
         largest = largest_of(value, largest);
       }
     }
-    const float reciprocal = settle(largest);
+    const Inverse inverse = settle(largest);
     for (int chunk = thread; chunk < CHUNKS; chunk += LANES) {
       const i64 at = static_cast<i64>(chunk) * N;
       weigh(load_part(x + at), load_weight(weight + at), factor, value);
-      store_part(out + at, divided(value, scale, reciprocal));
+      store_part(out + at, divided<false>(value, scale, inverse));
     }
   }
   if constexpr (LAUNCH == LATE) pdl_launch();
