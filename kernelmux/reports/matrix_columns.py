@@ -1,13 +1,13 @@
 """The matrix as its page embeds it: packed JSON whose cells are columns, and whose lists stand once as well.
 
-50,000 cells are then about a megabyte, and a browser has them as typed arrays in a few milliseconds. Beside the tables of
-packed JSON (see ``kernelmux.reports.matrix``) there are::
+50,000 cells are then about a megabyte, and a browser has them as typed arrays in a few milliseconds. Beside the tables
+of packed JSON (see ``kernelmux.reports.matrix``) there are::
 
     "length": 50000,
-    "columns": {"case": {"runs": [value, count, ...]}, "m": {"values": [...]}, ...}        whichever of the two is shorter
-    "others": [[backend, kernel, by], ...]                                                 indices into texts
-    "lists": [[...], ...]         conditions (texts), outranked (others) and rejected (reasons): an outcome has their indices
-    "backends": [[name, letters, look], ...]                                               how a tile shows each
+    "columns": {"case": {"runs": [value, count, ...]}, "m": {"values": [...]}, ...}    whichever of the two is shorter
+    "others": [[backend, kernel, by], ...]          indices into texts
+    "lists": [[...], ...]                           an outcome's conditions, outranked and rejected are indices of these
+    "backends": [[name, letters, look], ...]        how a tile shows each
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def column(values: Sequence[int]) -> dict[str, list[int]]:
 
 
 def backends(names: Iterable[str]) -> list[list[str]]:
-    """Name, two letters that no other has, and the look of each; one that nobody listed gets free letters and a free look."""
+    """Name, two letters that no other has, and the look of each. One that nobody listed gets what is free."""
     ordered = sorted(set(names), key=lambda name: (name not in LETTERS, name))
     taken = {LETTERS[name] for name in ordered if name in LETTERS}
     looks = {name: i for i, name in enumerate(LETTERS)}

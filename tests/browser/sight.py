@@ -86,10 +86,11 @@ class Sight:
         """The selector of a tile by the words of its row's and its column's heads."""
         found = self.js(
             """
-            const rows = [...document.querySelectorAll('#grid .line')], head = (e) => e.querySelector('.head').getAttribute('aria-label');
-            const r = rows.find((e) => head(e).startsWith(arguments[0]));
+            const head = (row) => row.querySelector('.head').getAttribute('aria-label');
+            const r = [...document.querySelectorAll('#grid .line')].find((e) => head(e).startsWith(arguments[0]));
             const c = [...document.querySelectorAll('#grid .col')].find((e) => e.textContent === arguments[1]);
-            return r && c ? `#grid [aria-rowindex="${r.getAttribute('aria-rowindex')}"] [role=gridcell][aria-colindex="${c.getAttribute('aria-colindex')}"]` : null;
+            const at = (e, name) => `[${name}="${e.getAttribute(name)}"]`;
+            return r && c ? `#grid ${at(r, 'aria-rowindex')} [role=gridcell]${at(c, 'aria-colindex')}` : null;
             """,
             row, column,
         )  # fmt: skip
@@ -107,7 +108,8 @@ class Sight:
     @property
     def rows(self) -> list[str]:
         """The heads of the rows that are seen."""
-        return self.js("return [...document.querySelectorAll('#grid .line:not([hidden]) .head')].map((e) => e.getAttribute('aria-label'))")
+        seen = "return [...document.querySelectorAll('#grid .line:not([hidden]) .head')]"
+        return self.js(f"{seen}.map((e) => e.getAttribute('aria-label'))")
 
     @property
     def columns(self) -> list[str]:
@@ -122,6 +124,7 @@ class Sight:
     def focus(self) -> dict[str, Any]:
         """Where the focus is: row and column of a tile, else the id."""
         return self.js(
-            "const e = document.activeElement; return e.at ? {row: e.closest('.line').querySelector('.head').getAttribute('aria-label'),"
+            "const e = document.activeElement, head = e.closest('.line')?.querySelector('.head');"
+            "return e.at ? {row: head.getAttribute('aria-label'),"
             "column: document.querySelectorAll('#grid .col')[e.at[1]].textContent} : {id: e.id}"
         )

@@ -85,7 +85,7 @@ def test_the_number_on_a_chip_is_what_it_would_show(see):
 
 @pytest.mark.parametrize(
     "words, cells",
-    [("op_01", 24), ("b200", 24), ("blackwell", 0), ("rule-3 h100", 8), ('"variant 3)" B200', 8), ("signal", 0), ("zzz", 0)],
+    [("op_01", 24), ("b200", 24), ("blackwell", 0), ("rule-3 h100", 8), ('"variant 3)" B200', 8), ("signal", 0)],
 )
 def test_text_is_searched_in_all_a_cell_says(see, words, cells):
     see("small").type(words)
@@ -179,7 +179,10 @@ def test_a_link_to_a_cell_that_is_gone_says_so(see):
 def test_what_was_measured_is_plotted_and_tabled(see):
     see("small", H100)
     assert "Measured on h100-sxm" in see.explanation
-    plots = see.js("return [...document.querySelectorAll('#cell figure')].map((f) => [f.querySelector('h4').innerText, f.querySelector('svg.chart[role=img]').getAttribute('aria-label'), f.querySelectorAll('.series .mark').length])")
+    plots = see.js(
+        "return [...document.querySelectorAll('#cell figure')].map((f) => [f.querySelector('h4').innerText,"
+        "f.querySelector('[role=img]').getAttribute('aria-label'), f.querySelectorAll('[role=img] .mark').length])"
+    )
     assert [name for name, _, _ in plots] == ["Latency over M", "Roofline"]
     assert all("kernelmux.op[triton]" in label for _, label, _ in plots)
     assert all(marks >= 3 * len(TOKENS) - 1 for _, _, marks in plots)
@@ -240,7 +243,8 @@ def test_every_letter_can_be_read_on_its_colour(see, scheme):
         const pen = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});
         const light = (colour) => {
           pen.fillStyle = colour; pen.fillRect(0, 0, 1, 1);
-          const [r, g, b] = [...pen.getImageData(0, 0, 1, 1).data].map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+          const straight = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+          const [r, g, b] = [...pen.getImageData(0, 0, 1, 1).data].map((v) => straight(v / 255));
           return 0.2126 * r + 0.7152 * g + 0.0722 * b;
         };
         const tile = document.createElement('i'); document.body.append(tile);
@@ -256,7 +260,8 @@ def test_every_letter_can_be_read_on_its_colour(see, scheme):
 
 def test_no_tile_is_told_by_its_colour_alone(see):
     see("small")
-    tiles = see.js("return [...document.querySelectorAll('#grid .tile')].map((e) => [e.textContent, e.getAttribute('aria-label')])")
+    every = "return [...document.querySelectorAll('#grid .tile')]"
+    tiles = see.js(f"{every}.map((e) => [e.textContent, e.getAttribute('aria-label')])")
     assert all(letters for letters, _ in tiles)
     assert tiles[3] == ["Cl", "M 1 to 256: cutlass, declared; M 1024 to 16384: cublas, measured"]
 
@@ -270,16 +275,20 @@ def test_a_screen_reader_finds_a_grid_with_heads_and_names(see):
     assert ("rowheader", "op_01, fp8_block · silu · bf16") in seen
     assert sum(role == "gridcell" for role, _ in seen) == 9
     assert ("complementary", "op_01 on h100-sxm") in seen
-    asking = {"gridcell", "button", "combobox", "searchbox", "link", "radio", "image", "region", "columnheader", "rowheader"}
+    asking = set("gridcell button combobox searchbox link radio image region columnheader rowheader".split())
     assert [role for role, name in seen if role in asking and not name.strip()] == []
 
 
 @pytest.mark.parametrize("view", ["", "#view=live", "#view=compiled"])
 def test_hostile_text_stays_text(see, view):
     see("evil", view)
-    see.js("const tile = document.querySelector('#grid .tile'); tile.click(); tile.dispatchEvent(new MouseEvent('mouseover', {bubbles: true}))")
+    see.js(
+        "const tile = document.querySelector('#grid .tile'); tile.click();"
+        "tile.dispatchEvent(new MouseEvent('mouseover', {bubbles: true}))"
+    )
     assert EVIL in see.explanation
-    assert see.js("return [document.title.includes('owned'), document.images.length, document.scripts.length]") == [False, 0, 2]
+    assert "owned" not in see.js("return document.title")
+    assert see.js("return [document.images.length, document.scripts.length]") == [0, 2]
     assert see.js("return [...document.querySelectorAll('a')].filter((a) => a.protocol === 'javascript:').length") == 0
     see("evil", see.js("return location.hash"))
     assert EVIL in see.explanation, "its link works too"
@@ -308,12 +317,14 @@ def test_fifty_thousand_cells_can_be_filtered_opened_and_walked(see):
 def test_paper_gets_the_map_and_the_open_cell_without_the_controls(see):
     see("small", H100)
     see.theme("light", "print")
-    gone = see.js("return ['.search', '#theme', '#close', '#m', '#view'].filter((name) => document.querySelector(name).getClientRects().length)")
-    assert gone == []
+    controls = ["q", "theme", "close", "m", "view"]
+    drawn = "return arguments[0].filter((name) => document.getElementById(name).getClientRects().length)"
+    assert see.js(drawn, controls) == []
     assert see.js("return document.getElementById('cell').getClientRects().length") == 1
     assert see.js("return document.getElementById('grid').scrollWidth <= document.documentElement.clientWidth")
     see.theme("light")
-    made = see.browser.execute_cdp_cmd("Page.printToPDF", {"landscape": True, "preferCSSPageSize": True, "printBackground": True})
+    options = {"preferCSSPageSize": True, "printBackground": True}
+    made = see.browser.execute_cdp_cmd("Page.printToPDF", options)
     assert base64.b64decode(made["data"]).startswith(b"%PDF")
 
 

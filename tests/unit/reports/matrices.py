@@ -62,9 +62,10 @@ def outcome(i: int, name: str, capability: str, reasons: int = 6) -> Outcome:
         why = f"no kernel of op can run on {name}: every one was rejected"
         return Outcome(None, None, None, None, None, None, why, None, rejected=rejected)
     return Outcome(
-        backend, f"kernelmux.op[{backend}]", "none", "policy", f"rule-{i % 40}", "https://github.com/owner/library/pull/1",
-        f"it was the fastest at this size where it was measured ({i % 40})", ("measured", "compiled", "declared")[i % 3],
-        None, None, ("the dtype was not given: bfloat16 is assumed",) if i % 5 == 0 else (), others, rejected,
+        backend, f"kernelmux.op[{backend}]", "none", "policy", f"rule-{i % 40}",
+        "https://github.com/owner/library/pull/1", f"it was the fastest at this size where it was measured ({i % 40})",
+        ("measured", "compiled", "declared")[i % 3], None, None,
+        ("the dtype was not given: bfloat16 is assumed",) if i % 5 == 0 else (), others, rejected,
     )  # fmt: skip
 
 
@@ -85,12 +86,13 @@ def large(least: int = 50_000) -> Matrix:
 
 
 def small() -> Matrix:
-    """Two ops on three GPUs, with the choice changing at M 1024, a GPU without a kernel, and live and compiled cells."""
+    """Three ops on three GPUs: choices that change at M 1024, one GPU without a kernel, live and compiled cells."""
     names = ("h100-sxm", "b200", "t4")
     found = tuple(device for device in devices() if device.name in names)
     cells = []
     for op in range(3):
-        case = Case(f"op_{op:02}", ("none", "fp8_block", "nvfp4")[op], "silu" if op == 1 else "", "bfloat16", (("H", 4096),))
+        scheme, variant = (("none", ""), ("fp8_block", "silu"), ("nvfp4", ""))[op]
+        case = Case(f"op_{op:02}", scheme, variant, "bfloat16", (("H", 4096),))
         for device in found:
             for m in TOKENS:
                 i = 0 if (device.name == "t4" and op == 2) else 1 + op + (m > 256)
@@ -98,7 +100,8 @@ def small() -> Matrix:
             for backend in ("triton", "jit_cuda"):
                 kernel = f"kernelmux.op[{backend}]"
                 stands = Outcome(backend, kernel, "none", "accepted", None, None, "it can run here", "compiled")
-                made = Result("ok", registers=40, spills=8 if op else 0, shared_bytes=4096, jobs=3, failed=0, arch="sm_90a")
+                spills = 8 if op else 0
+                made = Result("ok", registers=40, spills=spills, shared_bytes=4096, jobs=3, failed=0, arch="sm_90a")
                 cells.append(Cell(case, device.name, 0, stands, "compiled", made))
         for k, backend in enumerate(("triton", "jit_cuda", "torch")):
             kernel = f"kernelmux.op[{backend}]"
@@ -115,8 +118,9 @@ def _timed(op: int, k: int, m: int) -> Result:
     us = floor * (1.15 + 0.35 * k) + 1.2 * k
     return Result(
         "ok", correct=True, checked=24, error=0.31, time_us=TimeUs(us, us * 0.98, us * 1.03, 40), floor_us=floor,
-        roofline_percent=100 * floor / us, bound="memory", flops=m * 4096 * 6.0, bytes=m * 4096 * 4.0, peak_bytes=m * 8192,
-        capture=True, deterministic=k != 2, first_call_ms=120.0 + k, notes=("what else is worth saying",),
+        roofline_percent=100 * floor / us, bound="memory", flops=m * 4096 * 6.0, bytes=m * 4096 * 4.0,
+        peak_bytes=m * 8192, capture=True, deterministic=k != 2, first_call_ms=120.0 + k,
+        notes=("what else is worth saying",),
     )  # fmt: skip
 
 
@@ -131,9 +135,9 @@ def evil() -> Matrix:
     )  # fmt: skip
     case = Case(EVIL, EVIL, EVIL, EVIL, ((EVIL, 1),), EVIL, (EVIL,))
     bad = Result("crash", EVIL, notes=(EVIL,), arch=EVIL)
-    cells = (Cell(case, EVIL, 1, found), Cell(case, EVIL, 1, found, "live", bad), Cell(case, EVIL, 0, found, "compiled", bad))
+    live, compiled = Cell(case, EVIL, 1, found, "live", bad), Cell(case, EVIL, 0, found, "compiled", bad)
     head = Header(
         EVIL, EVIL, PackageFacts(EVIL), (device,), (OpFacts(EVIL, EVIL, (), ()),), ("chosen", "live", "compiled"), (1,),
         (EVIL,), {EVIL: EVIL},
     )  # fmt: skip
-    return Matrix(head, cells)
+    return Matrix(head, (Cell(case, EVIL, 1, found), live, compiled))
