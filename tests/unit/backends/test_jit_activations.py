@@ -275,7 +275,8 @@ def host_folder(tmp_path_factory: pytest.TempPathFactory) -> cuda_on_host.Host:
 
 @pytest.fixture
 def host(host_folder: cuda_on_host.Host, monkeypatch: pytest.MonkeyPatch) -> cuda_on_host.Host:
-    """Bound calls run on this CPU, as on a GPU of 9.0 with 4 SMs."""
+    """Bound calls run on this CPU, as on a GPU of 9.0 with 4 SMs, where no geometry was measured."""
+    monkeypatch.setattr(activation_geometry, "measured", lambda capability, op, item: ())
     for module in (activations, fp8_epilogues):
         monkeypatch.setattr(module, "launch", host_folder)
         monkeypatch.setattr(module, "capability_of", lambda index: Capability(9, 0))
