@@ -96,8 +96,9 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     ``explanation`` is compulsory unless ``status`` is ok. ``error`` is the worst row's error over the one allowed: at
     most 1 is right. ``peak_bytes`` is what a call allocates at its height beyond its inputs. ``capture``: whether it
     ran in a CUDA graph and gave the same. ``deterministic``: whether repeated calls gave the same bits.
-    ``first_call_ms`` is the first call at this M, of the first M in a fresh process: compilation included. ``floor_us`` is the roofline's least time
-    for ``flops`` and ``bytes``, by the rates in ``header.devices``; ``bound`` is memory or compute.
+    ``first_call_ms`` is the first call at this M; at the first M in a fresh process, so compilation is included.
+    ``floor_us`` is the roofline's least time for ``flops`` and ``bytes``, by the rates in ``header.devices``; ``bound``
+    is memory or compute.
 
     Of compiled kernels: the largest of each over all ``jobs``; ``spills`` are bytes of local memory a thread.
     """

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 TOKENS = (1, 64, 4096)
 
-# A shape of models in use for each op: Qwen3-30B-A3B's experts, Qwen3-8B's layers, Nemotron-3 Nano's relu2.
+# A shape in use for each op: experts of Qwen3-30B-A3B on two GPUs, layers of Qwen3-8B, relu2 of Nemotron-3 Nano.
 _SHAPES: dict[str, dict[str, int]] = {
-    "fused_moe": {"E": 128, "N": 768, "K": 2048, "topk": 8},
+    "fused_moe": {"E": 128, "N": 384, "K": 2048, "topk": 8},
     "router_gemm": {"N": 128, "K": 2048},
     "topk": {"E": 128, "topk": 8},
     "relu2": {"H": 1856},

@@ -6,37 +6,31 @@ that several probes at once disturb no time. Imported only in a probe: it import
 
 from __future__ import annotations
 
-import copy
 import fcntl
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernelmux.measure.stats import interval
+from kernelmux.measure.child import one_line
 from kernelmux.policies.selection import Selection
-from kernelmux.registry.lazy import load
 from kernelmux.registry.packages import Packages
+from kernelmux.reports.matrix_calls import Calls, decode_of, on_cpu, results_of, same, summary, work_of
 from kernelmux.reports.matrix_probe import Pipe
-from kernelmux.trust.check import _decode, _exact_products, _filled, _litter, _results, _same
+from kernelmux.trust.check import _exact_products, _filled, _litter
 from kernelmux.trust.judge import SLACK, Finding, judge
 from kernelmux.trust.subjects import Subject, place, subjects
 
 # Beside the cell's own M: no row, one, odd ones, one over a tile; mixed rows of zeros, large and tiny values.
 GRID = ((0, False), (1, False), (3, False), (8, False), (33, True), (65, False), (129, True), (257, False))
-REPLAY_US = 300.0
-FEWEST, MOST_CALLS = 2, 64
-L2_TURNS = 3
-ROUNDS = 15
 WAIT_S = 900.0  # for the GPU, while other probes have it
 CHECK_S, FIRST_S, TIME_S = 2.0, 5.0, 2.0
 """How many times the limit of a step: references are slow, and a first call compiles."""
-_CPU_ROUNDS, _CPU_SAMPLE_S = 9, 2e-3
 
 
 class Wrong(Exception):
@@ -96,7 +90,7 @@ def probe(job: Mapping[str, Any], pipe: Pipe) -> None:
                         fault = _grid(chosen, leave, job["limit_s"], general)
                     result = trial.result(fault, general)
         except Exception as error:  # whatever it raises is a fact about this kernel
-            result = {"status": "error", "explanation": _one_line(error)}
+            result = {"status": "error", "explanation": one_line(error)}
         result["seconds"] = round(time.perf_counter() - begun, 3)
         dead = _context_is_gone(device)
         if dead and result["status"] == "ok":
@@ -192,7 +186,7 @@ def _compare(
     except NotImplementedError:
         checked.skipped += 1
         return
-    decode = _decode(chosen.op, given)
+    decode = decode_of(chosen.op, given)
     checked.take(judge(got, want, subject.limits, decode, exact=_exact(chosen)), where)
 
 
@@ -203,12 +197,12 @@ def _poisoned(
     name, x = next(iter(given.items()))
     rest = {key: value for key, value in given.items() if key != name}
     made = chosen(x, weights, **rest)
-    results = _results(made)
+    results = results_of(made)
     if chosen.op.outs:
         outs = {out: _filled(torch.empty_like(one), 0x7F) for out, one in zip(chosen.op.outs, results, strict=True)}
-        return _results(chosen(x, weights, **rest, **outs))
+        return results_of(chosen(x, weights, **rest, **outs))
     _litter(want, 0xFF, x.device)
-    return _results(chosen(x, weights, **rest))
+    return results_of(chosen(x, weights, **rest))
 
 
 class Trial:
@@ -255,12 +249,12 @@ class Trial:
                 want = subject.want(self.given)
             got = [tensor.clone() for tensor in _poisoned(chosen, self.given, self.weights, want)]
             try:
-                finding = judge(got, want, subject.limits, _decode(chosen.op, self.given), exact=_exact(chosen))
+                finding = judge(got, want, subject.limits, decode_of(chosen.op, self.given), exact=_exact(chosen))
                 checked.take(finding, f"M={m}, {_sizes(subject.sizes)}")
             except Wrong as error:
                 fault = fault or str(error)
-            again = [_results(chosen(self.x, self.weights, **self.rest)) for _ in range(2)]
-            found["deterministic"] = all(all(map(_same, got, one)) for one in again)
+            again = [results_of(chosen(self.x, self.weights, **self.rest)) for _ in range(2)]
+            found["deterministic"] = all(all(map(same, got, one)) for one in again)
             _wait(chosen)
             del again
         found |= {"checked": checked.calls, "error": _finite(checked.error), "correct": not fault}
@@ -272,7 +266,7 @@ class Trial:
             )
         if checked.skipped:
             self.notes.append(f"{checked.skipped} calls of the grid are none it takes")
-        found |= _work(chosen, m)
+        found |= work_of(chosen, m)
         self._time(found, got, want)
         return {**found, "notes": self.notes} if self.notes else found
 
@@ -281,29 +275,18 @@ class Trial:
         assert subject is not None
         if self.live:
             with self.leave.alone(f"timing M={self.m}", TIME_S * self.limit_s):
-                calls = _Calls(chosen, self.x, self.rest, self.weights, found.get("bytes"))
+                calls = Calls(chosen, self.x, self.rest, self.weights, found.get("bytes"))
                 found["peak_bytes"] = calls.peak()
                 found["capture"], why = calls.capture(got, want, subject, self.given)
                 self.notes += [why] if why else []
                 samples = calls.samples()
         else:
             self.pipe.at(f"timing M={self.m}")
-            samples = _on_cpu(lambda: chosen(self.x, self.weights, **self.rest))
+            samples = on_cpu(lambda: chosen(self.x, self.weights, **self.rest))
         found["time_us"] = summary(samples, f"{chosen.kernel}/{chosen.op.name}/{self.m}")
         median = found["time_us"]["median"]
         if found.get("floor_us") and median > 0:
             found["roofline_percent"] = round(100 * found["floor_us"] / median, 2)
-
-
-def summary(samples: Sequence[float], seed: str) -> dict[str, Any]:
-    """What the matrix keeps of samples in microseconds."""
-    found = interval(samples, seed)
-    return {
-        "median": round(found.mid, 4),
-        "low": round(found.low, 4),
-        "high": round(found.high, 4),
-        "samples": len(samples),
-    }
 
 
 def _exact(chosen: Selection) -> bool:
@@ -314,160 +297,6 @@ def _whole(chosen: Selection) -> Subject | None:
     """The subject at the problem's own sizes."""
     own = {axis: size for axis, size in chosen.problem.shape.items() if axis != chosen.op.token_axis}
     return next((one for one in subjects(chosen) if dict(one.sizes) == own and one.own_m is None), None)
-
-
-def _work(chosen: Selection, m: int) -> dict[str, Any]:
-    """Operations, bytes, and the least time for them by the device's rates."""
-    if chosen.op.work is None:
-        return {}
-    axis = chosen.op.token_axis
-    shape = {**chosen.problem.shape, **({axis: m} if axis else {})}
-    try:
-        work = load(chosen.op.work)(chosen.problem.but(shape=shape))
-    except (KeyError, TypeError):
-        return {}
-    device, found = chosen.device, {"flops": float(work.flops), "bytes": float(work.bytes)}
-    peak = max((device.peak(rate) for rate in _rates(chosen)), default=0.0)
-    compute_us = work.flops / peak * 1e-6 if peak > 0 else 0.0
-    memory_us = work.bytes / device.bandwidth_gbs * 1e-3 if device.bandwidth_gbs > 0 else 0.0
-    if compute_us <= 0 and memory_us <= 0:
-        return dict(found)
-    bound = "compute" if compute_us > memory_us else "memory"
-    return {**found, "floor_us": round(max(compute_us, memory_us), 4), "bound": bound}
-
-
-def _rates(chosen: Selection) -> Sequence[str]:
-    """The units that the op's products can run on, under the scheme it really runs as."""
-    if "N" not in chosen.op.axes and chosen.op.name != "fused_moe":
-        return ("fp32",)
-    scheme = chosen.scheme
-    if scheme.activation_bits == 16:
-        return (chosen.problem.dtype or "bfloat16",) if chosen.problem.dtype != "float8_e4m3fn" else ("fp8",)
-    return {"fp8": ("fp8",), "int8": ("int8",), "fp4": ("fp4", "fp8")}.get(scheme.weight, ("bfloat16",))
-
-
-class _Calls:
-    """Calls on tensors of their own, so many that the L2 holds none of them when its turn comes."""
-
-    def __init__(self, chosen: Selection, x: Tensor, rest: dict[str, Any], weights: Any, m: int, moved: float | None):
-        self.chosen = chosen
-        device = chosen.device
-        estimate = max(2.0, (moved or 0.0) / max(1.0, device.bandwidth_gbs) * 1e-3)
-        self.count = int(min(MOST_CALLS, max(FEWEST, REPLAY_US // estimate)))
-        l2 = max(device.l2_bytes, 1 << 20)
-        free = torch.cuda.mem_get_info()[0] if device.vendor != "cpu" else 1 << 30
-        inputs = sum(tensor.numel() * tensor.element_size() for tensor in _tensors([x, rest]))
-        sets = _copies(inputs, self.count, l2, free // 4)
-        self.inputs = [(x, rest), *((_cloned(x), _cloned(rest)) for _ in range(sets - 1))]
-        held = sum(tensor.numel() * tensor.element_size() for tensor in _tensors([weights]))
-        touched = int(min(held, max((moved or 0.0), held / 64)))
-        copies = 1 if not held else min(_copies(touched, self.count, l2, free // 4), max(1, (free // 4) // held))
-        self.weights = [weights]
-        with suppress(Exception):  # weights that cannot be copied stay warm in the L2, where they fit
-            self.weights += [copy.deepcopy(weights) for _ in range(copies - 1)]
-        self._graph: Any = None
-        self._kept: list[Any] = []
-        self._wash = torch.ones(L2_TURNS * l2 // 4, device="cuda") if device.vendor != "cpu" else None
-
-    def call(self, r: int) -> Any:
-        x, rest = self.inputs[r % len(self.inputs)]
-        return self.chosen(x, self.weights[r % len(self.weights)], **rest)
-
-    def peak(self) -> int:
-        """What one call allocates at its height."""
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        self.call(0)
-        torch.cuda.synchronize()
-        return int(max(0, torch.cuda.max_memory_allocated() - before))
-
-    def capture(
-        self, eager: Sequence[Tensor], want: tuple[Tensor, ...], subject: Subject, given: Mapping[str, Any]
-    ) -> tuple[bool | None, str]:
-        """Capture all calls in one graph; whether its first gives what an eager call gives, and why not."""
-        if not self.chosen.declaration.capturable:
-            return None, "it does not say that it can be captured in a graph: timed call by call"
-        try:
-            for r in range(min(self.count, 3)):
-                self.call(r)
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                kept = [self.call(r) for r in range(self.count)]
-            graph.replay()
-            torch.cuda.synchronize()
-        except Exception as error:
-            return False, f"capture: {_one_line(error)}"
-        self._graph, self._kept = graph, kept
-        first = _results(kept[0])
-        if not all(map(_same, first, eager)):
-            found = judge(first, want, subject.limits, _decode(self.chosen.op, given))
-            if found.fault:
-                return False, f"a replayed graph gives other results: {found.fault}"
-        return True, ""
-
-    def samples(self) -> list[float]:
-        """Microseconds of one call: of replays of the graph, or of calls one by one where there is none."""
-        torch.cuda._sleep(int(20 * 1.7e6))  # 20 ms: clocks come up
-        marks = []
-        for _ in range(ROUNDS + 1):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            if self._wash is not None:
-                self._wash.amax()
-            start.record()
-            if self._graph is not None:
-                self._graph.replay()
-            else:
-                for r in range(self.count):
-                    self.call(r)
-            end.record()
-            marks.append((start, end))
-        torch.cuda.synchronize()
-        return [start.elapsed_time(end) * 1e3 / self.count for start, end in marks[1:]]
-
-
-def _copies(size: int, calls: int, l2: int, room: int) -> int:
-    """So many sets that one replay touches several times the L2, as memory allows."""
-    if size <= 0:
-        return 1
-    wanted = -(-L2_TURNS * l2 // size)
-    return int(max(1, min(wanted, calls, room // size)))
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _tensors(part)
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _tensors(part)
-    elif hasattr(value, "__dict__"):
-        yield from _tensors(vars(value))
-
-
-def _cloned(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.clone()
-    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in value.items()}
-
-
-def _on_cpu(call: Callable[[], Any]) -> list[float]:
-    """Microseconds of one call, each sample of several."""
-    call()
-    start = time.perf_counter()
-    call()
-    once = max(1e-7, time.perf_counter() - start)
-    count = max(1, min(1000, int(_CPU_SAMPLE_S / once)))
-    found = []
-    for _ in range(_CPU_ROUNDS):
-        start = time.perf_counter()
-        for _ in range(count):
-            call()
-        found.append(1e6 * (time.perf_counter() - start) / count)
-    return found
 
 
 def _wait(chosen: Selection) -> None:
@@ -481,7 +310,7 @@ def _context_is_gone(device: Any) -> str:
     try:
         torch.cuda.synchronize()
     except Exception as error:
-        return f"it took the GPU's context with it: {_one_line(error)}"
+        return f"it took the GPU's context with it: {one_line(error)}"
     return ""
 
 
@@ -491,8 +320,3 @@ def _finite(value: float) -> float | None:
 
 def _sizes(sizes: Mapping[str, int]) -> str:
     return ",".join(f"{axis}={size}" for axis, size in sizes.items())
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

@@ -1,0 +1,192 @@
+"""How long a kernel takes, and how long it would at best. Imported only in a probe: it imports torch."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernelmux.measure.child import one_line
+from kernelmux.measure.stats import interval
+from kernelmux.policies.selection import Selection
+from kernelmux.registry.lazy import load
+from kernelmux.trust.check import _decode, _results, _same
+from kernelmux.trust.judge import judge
+from kernelmux.trust.subjects import Subject
+
+REPLAY_US = 300.0
+FEWEST, MOST_CALLS = 2, 64
+L2_TURNS = 3
+ROUNDS = 15
+_CPU_ROUNDS, _CPU_SAMPLE_S = 9, 2e-3
+decode_of, results_of, same = _decode, _results, _same
+
+
+def summary(samples: Sequence[float], seed: str) -> dict[str, Any]:
+    """What the matrix keeps of samples in microseconds."""
+    found = interval(samples, seed)
+    return {
+        "median": round(found.mid, 4),
+        "low": round(found.low, 4),
+        "high": round(found.high, 4),
+        "samples": len(samples),
+    }
+
+
+def work_of(chosen: Selection, m: int) -> dict[str, Any]:
+    """Operations, bytes, and the least time for them by the device's rates."""
+    if chosen.op.work is None:
+        return {}
+    axis = chosen.op.token_axis
+    shape = {**chosen.problem.shape, **({axis: m} if axis else {})}
+    try:
+        work = load(chosen.op.work)(chosen.problem.but(shape=shape))
+    except (KeyError, TypeError):
+        return {}
+    device, found = chosen.device, {"flops": float(work.flops), "bytes": float(work.bytes)}
+    peak = max((device.peak(rate) for rate in _rates(chosen)), default=0.0)
+    compute_us = work.flops / peak * 1e-6 if peak > 0 else 0.0
+    memory_us = work.bytes / device.bandwidth_gbs * 1e-3 if device.bandwidth_gbs > 0 else 0.0
+    if compute_us <= 0 and memory_us <= 0:
+        return dict(found)
+    bound = "compute" if compute_us > memory_us else "memory"
+    return {**found, "floor_us": round(max(compute_us, memory_us), 4), "bound": bound}
+
+
+def _rates(chosen: Selection) -> Sequence[str]:
+    """The units that the op's products can run on, under the scheme it really runs as."""
+    if "N" not in chosen.op.axes and chosen.op.name != "fused_moe":
+        return ("fp32",)
+    scheme = chosen.scheme
+    if scheme.activation_bits == 16:
+        return (chosen.problem.dtype or "bfloat16",) if chosen.problem.dtype != "float8_e4m3fn" else ("fp8",)
+    return {"fp8": ("fp8",), "int8": ("int8",), "fp4": ("fp4", "fp8")}.get(scheme.weight, ("bfloat16",))
+
+
+class Calls:
+    """Calls on tensors of their own, so many that the L2 holds none of them when its turn comes."""
+
+    def __init__(self, chosen: Selection, x: Tensor, rest: dict[str, Any], weights: Any, moved: float | None):
+        self.chosen = chosen
+        device = chosen.device
+        estimate = max(2.0, (moved or 0.0) / max(1.0, device.bandwidth_gbs) * 1e-3)
+        self.count = int(min(MOST_CALLS, max(FEWEST, REPLAY_US // estimate)))
+        l2 = max(device.l2_bytes, 1 << 20)
+        free = torch.cuda.mem_get_info()[0] if device.vendor != "cpu" else 1 << 30
+        inputs = sum(tensor.numel() * tensor.element_size() for tensor in _tensors([x, rest]))
+        sets = _copies(inputs, self.count, l2, free // 4)
+        self.inputs = [(x, rest), *((_cloned(x), _cloned(rest)) for _ in range(sets - 1))]
+        held = sum(tensor.numel() * tensor.element_size() for tensor in _tensors([weights]))
+        touched = int(min(held, max((moved or 0.0), held / 64)))
+        copies = 1 if not held else min(_copies(touched, self.count, l2, free // 4), max(1, (free // 4) // held))
+        self.weights = [weights]
+        with suppress(Exception):  # weights that cannot be copied stay warm in the L2, where they fit
+            self.weights += [copy.deepcopy(weights) for _ in range(copies - 1)]
+        self._graph: Any = None
+        self._kept: list[Any] = []
+        self._wash = torch.ones(L2_TURNS * l2 // 4, device="cuda") if device.vendor != "cpu" else None
+
+    def call(self, r: int) -> Any:
+        x, rest = self.inputs[r % len(self.inputs)]
+        return self.chosen(x, self.weights[r % len(self.weights)], **rest)
+
+    def peak(self) -> int:
+        """What one call allocates at its height."""
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        self.call(0)
+        torch.cuda.synchronize()
+        return int(max(0, torch.cuda.max_memory_allocated() - before))
+
+    def capture(
+        self, eager: Sequence[Tensor], want: tuple[Tensor, ...], subject: Subject, given: Mapping[str, Any]
+    ) -> tuple[bool | None, str]:
+        """Capture all calls in one graph; whether its first gives what an eager call gives, and why not."""
+        if not self.chosen.declaration.capturable:
+            return None, "it does not say that it can be captured in a graph: timed call by call"
+        try:
+            for r in range(min(self.count, 3)):
+                self.call(r)
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                kept = [self.call(r) for r in range(self.count)]
+            graph.replay()
+            torch.cuda.synchronize()
+        except Exception as error:
+            return False, f"capture: {one_line(error)}"
+        self._graph, self._kept = graph, kept
+        first = results_of(kept[0])
+        if not all(map(same, first, eager)):
+            found = judge(first, want, subject.limits, decode_of(self.chosen.op, given))
+            if found.fault:
+                return False, f"a replayed graph gives other results: {found.fault}"
+        return True, ""
+
+    def samples(self) -> list[float]:
+        """Microseconds of one call: of replays of the graph, or of calls one by one where there is none."""
+        torch.cuda._sleep(int(20 * 1.7e6))  # 20 ms: clocks come up
+        marks = []
+        for _ in range(ROUNDS + 1):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            if self._wash is not None:
+                self._wash.amax()
+            start.record()
+            if self._graph is not None:
+                self._graph.replay()
+            else:
+                for r in range(self.count):
+                    self.call(r)
+            end.record()
+            marks.append((start, end))
+        torch.cuda.synchronize()
+        return [start.elapsed_time(end) * 1e3 / self.count for start, end in marks[1:]]
+
+
+def _copies(size: int, calls: int, l2: int, room: int) -> int:
+    """So many sets that one replay touches several times the L2, as memory allows."""
+    if size <= 0:
+        return 1
+    wanted = -(-L2_TURNS * l2 // size)
+    return int(max(1, min(wanted, calls, room // size)))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _tensors(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _tensors(part)
+    elif hasattr(value, "__dict__"):
+        yield from _tensors(vars(value))
+
+
+def _cloned(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in value.items()}
+
+
+def on_cpu(call: Callable[[], Any]) -> list[float]:
+    """Microseconds of one call, each sample of several."""
+    call()
+    start = time.perf_counter()
+    call()
+    once = max(1e-7, time.perf_counter() - start)
+    count = max(1, min(1000, int(_CPU_SAMPLE_S / once)))
+    found = []
+    for _ in range(_CPU_ROUNDS):
+        start = time.perf_counter()
+        for _ in range(count):
+            call()
+        found.append(1e6 * (time.perf_counter() - start) / count)
+    return found
