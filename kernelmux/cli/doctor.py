@@ -31,16 +31,21 @@ _PACKAGES = {
 
 @click.command()
 @click.option("--policies", is_flag=True, help="Judge the rules that choose kernels instead; exits with 1 on a fault.")
+@click.option("--retry", metavar="KERNEL", help="Check a quarantined kernel again; exits with 1 if it fails again.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.pass_context
-def doctor(ctx: click.Context, policies: bool, as_json: bool) -> None:
+def doctor(ctx: click.Context, policies: bool, retry: str | None, as_json: bool) -> None:
     """Say what this installation has and lacks.
 
-    Packages, GPUs, folders, and kernels of other packages that could not be taken.
+    Packages, GPUs, folders, kernels of other packages that could not be taken, and kernels that were checked on a GPU.
     """
+    if retry is not None:
+        _retry(ctx, retry, as_json)
+        return
     if policies:
         _judge_policies(ctx, as_json)
         return
+    from kernelmux.cli import _doctor_trust
     from kernelmux.registry.discovery import registry
 
     data = {
@@ -51,8 +56,18 @@ def doctor(ctx: click.Context, policies: bool, as_json: bool) -> None:
         "devices": [device.to_json() for device in live_devices()],
         "folders": [_folder(word, function) for word, function in (("cache", "cache_dir"), ("config", "config_dir"))],
         "left_out": list(registry().faults),
+        "trust": _doctor_trust.listing(),
     }
     emit(data, as_json, lambda: _render(data))
+
+
+def _retry(ctx: click.Context, kernel: str, as_json: bool) -> None:
+    from kernelmux.cli import _doctor_trust
+
+    outcomes = _doctor_trust.retry(kernel)
+    emit({"retried": outcomes}, as_json, lambda: _doctor_trust.say_outcomes(outcomes))
+    if any(one["status"] == "quarantined" for one in outcomes):
+        ctx.exit(1)
 
 
 def _judge_policies(ctx: click.Context, as_json: bool) -> None:
@@ -95,6 +110,8 @@ def _folder(word: str, function: str) -> dict[str, Any]:
 
 
 def _render(data: dict[str, Any]) -> None:
+    from kernelmux.cli import _doctor_trust
+
     say(f"kernelmux {data['kernelmux']}, Python {data['python']}")
     rows = [
         (name, found or "missing", "" if found else f"needed for {_PACKAGES[name]}")
@@ -116,3 +133,4 @@ def _render(data: dict[str, Any]) -> None:
         )
     for fault in data["left_out"]:
         say(f"left out: {fault}. Mend or uninstall that package.")
+    _doctor_trust.say_verdicts(data["trust"])

@@ -74,6 +74,7 @@ class Calls:
         self._scheme_of = load(op.scheme_of) if op.scheme_of else None
         self._allocating = face.allocating(signature) if op.outs else ""
         epoch.listen(self.forget)
+        epoch.listen_op(lambda name: self.forget() if name == op.name else None)
 
     def forget(self) -> None:
         """Bind anew at the next calls."""

@@ -149,7 +149,7 @@ def _select(
     explicit = _explicit(op, backend)
 
     def choose() -> Selection:
-        return resolve(
+        made = resolve(
             op,
             here,
             _packages() if packages is None else packages,
@@ -162,9 +162,10 @@ def _select(
             source_of=_source,
             doubt=standing.doubts(here),
         )
+        made._state["again"] = choose
+        return made
 
     selection = choose()
-    selection._state["again"] = choose
     if key is not None and not _follows_current(device) and before == epoch.value and not _passing(selection):
         if len(_cache) >= _LIMIT:
             _cache.clear()  # what is asked for again is resolved again, from memory
@@ -345,7 +346,14 @@ def _forget_choices() -> None:
     _layered.clear()
 
 
+def _forget_op(op: str) -> None:
+    """Choose anew among the kernels of one op; tables and measurements stay in memory."""
+    for key in [key for key, entry in _cache.items() if entry[0].op.name == op]:
+        del _cache[key]
+
+
 epoch.listen(_forget_choices)
+epoch.listen_op(_forget_op)
 
 
 def refresh() -> None:

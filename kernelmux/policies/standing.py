@@ -90,6 +90,8 @@ def doubts(device: Device) -> Doubt | None:
         found = verdict(kernel, device, problem) if book.speaks_of(kernel.name) else None
         if found is not None and found.status == quarantine.QUARANTINED:
             return quarantined(found)
+        if found is not None and found.status == quarantine.UNCHECKED and mode() == STRICT:
+            return Rejected("unchecked", f"it could not be checked on this GPU: {found.reason}", f"set {VARIABLE}=on")
         if held and (not asked_for or mode() == STRICT) and found is None:
             _passed_over.add(kernel.name)
             return Rejected(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 value = 0
 _listeners: list[Callable[[], None]] = []
+_op_listeners: list[Callable[[str], None]] = []
 
 
 def bump() -> int:
@@ -21,6 +22,20 @@ def bump() -> int:
     return value
 
 
+def bump_op(op: str) -> int:
+    """The same for what the choices of one op alone depend on: nothing is read again. Returns the new count."""
+    global value
+    value += 1
+    for listener in _op_listeners:
+        listener(op)
+    return value
+
+
 def listen(listener: Callable[[], None]) -> None:
     """Call ``listener`` at every bump."""
     _listeners.append(listener)
+
+
+def listen_op(listener: Callable[[str], None]) -> None:
+    """Call ``listener`` with the op at every bump of a single one."""
+    _op_listeners.append(listener)

@@ -111,7 +111,7 @@ class Book:
         written = self._write(lambda known: {**known, verdict.key: verdict})
         self._index()
         if verdict.status == QUARANTINED:
-            epoch.bump()
+            epoch.bump_op(verdict.op)
         return written
 
     def forget(self, kernel: str, *, only_quarantined: bool = True) -> list[Verdict]:
@@ -126,8 +126,8 @@ class Book:
         if any(goes(verdict) for verdict in self._found.values()):
             self._rewrite(lambda known: {key: verdict for key, verdict in known.items() if not goes(verdict)})
         self._index()
-        if gone:
-            epoch.bump()
+        for op in {verdict.op for verdict in gone}:
+            epoch.bump_op(op)
         return gone
 
     def _write(self, change: Any) -> bool:
@@ -167,7 +167,7 @@ class _Damaged(StoreError):
 def _read(path: Path) -> dict[tuple[str, ...], Verdict]:
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except UnicodeDecodeError as error:
         raise _Damaged(f"{path} is damaged (no UTF-8): its verdicts on kernels are lost.") from error

@@ -168,9 +168,12 @@ def _twice(
     found = judge(kept, want, subject.limits, decode, exact=exact)
     if found.fault:
         return found
+    now = [value for value in given.values() if isinstance(value, Tensor)]
+    if not all(map(_same, before, now)):
+        return Finding("it changed its arguments", found.error, found.share, found.cosine)
     outs = {}
     if trial.op.outs:
-        outs = {out: _filled(torch.empty_like(tensor), 0x7F) for out, tensor in zip(trial.op.outs, kept, strict=True)}
+        outs = {out: _filled(torch.empty_like(tensor), 0xFF) for out, tensor in zip(trial.op.outs, kept, strict=True)}
     else:
         _litter(want, 0x7B, x.device)
     second = _results(trial(x, weights, **rest, **outs))
@@ -181,9 +184,6 @@ def _twice(
         return Finding(
             "two equal calls gave two results, and it promises not to", found.error, found.share, found.cosine
         )
-    now = [value for value in given.values() if isinstance(value, Tensor)]
-    if not all(map(_same, before, now)):
-        return Finding("it changed its arguments", found.error, found.share, found.cosine)
     return found if found.share >= again.share else again
 
 
@@ -212,7 +212,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def _filled(tensor: Tensor, byte: int) -> Tensor:
-    """The tensor with every byte this one: 0xFF and 0x7F are NaN in every float."""
+    """The tensor with every byte this one; 0xFF is NaN in every float."""
     if tensor.numel():
         tensor.view(-1).view(torch.uint8).fill_(byte)
     return tensor

@@ -103,7 +103,7 @@ def examine(selection: Selection) -> Verdict:
             stacklevel=5,
         )
     if verdict.status != QUARANTINED and standing.passed_over(verdict.kernel):
-        epoch.bump()  # what was chosen without it is chosen anew
+        epoch.bump_op(verdict.op)  # what was chosen without it is chosen anew
     return verdict
 
 
@@ -120,7 +120,7 @@ def _verdict(selection: Selection, report: Report) -> Verdict:
         status={True: TRUSTED, False: QUARANTINED, None: UNCHECKED}[report.ok],
         reason=report.reason,
         when=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        evidence=report.to_json(),
+        evidence={**report.to_json(), "asked": dict(problem.shape)},
     )
 
 

@@ -109,6 +109,9 @@ def _floats(mine: Tensor, right: Tensor, limits: Limits) -> Finding:
         return Finding(
             f"{what} in {int(lost.sum())} of {lost.numel()} elements, first in row {_first(bad)}", float("nan")
         )
+    if not bool(ideal.isfinite().all()):  # what is no number there may be anything here
+        known = ideal.isfinite()
+        rows, ideal = rows.where(known, 0.0), ideal.where(known, 0.0)
     norms = ideal.norm(dim=1)
     base = torch.maximum(norms, limits.floor * norms.max())
     if not bool(rows.any()) and bool(ideal.any()):
