@@ -561,6 +561,24 @@ def effects(points: Sequence[Mapping[str, Any]]) -> None:
         print(f"   {name:40} {cells}")
 
 
+def fp8_effects(points: Sequence[Mapping[str, Any]]) -> None:
+    print("\n== fp8 epilogues, after itself: % above the level that is best, the other factors as they come")
+    for point in points:
+        names = [name for name in point["times"] if not name.startswith("=")]
+        levels = {
+            name: [*words[:2], "quick" if "quick" in words else "exact", words[-1]]
+            for name, words in ((name, name.split()) for name in names)
+        }
+        for nth, factor in enumerate(("loads", "entry", "division", "geometry")):
+            cost = {
+                level: mean([middle(point, name) for name in names if levels[name][nth] == level])
+                for level in dict.fromkeys(words[nth] for words in levels.values())
+            }
+            best = min(cost.values())
+            said = "  ".join(f"{k} {100 * (v / best - 1):+.1f}" for k, v in cost.items())
+            print(f"   {point['op']:16} M={point['m']} H={point['h']} {factor:8} {said}")
+
+
 def lasting(points: Sequence[Mapping[str, Any]]) -> None:
     """Whether what a replay costs depends on the stores of the graph that ran before it."""
     print("\n== after another, by the stores of the graph before: median of us over the graph's own 'after itself'")
@@ -616,6 +634,7 @@ def main() -> None:
             for point in fp8[-2:]:
                 told(point, 6)
             print(f"   {time.perf_counter() - begun:.0f} s", flush=True)
+    fp8_effects(fp8)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     said = {"points": points, "fp8": fp8, "variants": {each.name: asdict(each) for each in variants()}}
     options.out.write_text(json.dumps(said), encoding="utf-8")
