@@ -479,7 +479,8 @@ def race_fp8(m: int, h: int, options: argparse.Namespace) -> list[dict[str, Any]
                     rows = fp8_epilogues.RowGeometry.parse(name)
                     bound = fp8_epilogues.bound_rows(*sets[0], 1e-6, 0.0, rows, fast=False)
                 track.enter(
-                    f"{loads.lower()} {entry.lower()} {name}", lambda r, bound=bound, sets=sets: bound(*sets[r])
+                    f"{loads.lower()} {entry.lower()} {'quick ' * quick}{name}",
+                    lambda r, bound=bound, sets=sets: bound(*sets[r]),
                 )
         words = moved // 4
         spare = [torch.empty(words, device="cuda", dtype=torch.int16).random_(1, 30000) for _ in xs]
