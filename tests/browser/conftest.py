@@ -1,41 +1,23 @@
-"""A headless Chromium, driven by Selenium. Nothing is downloaded: both must be installed, else these tests are skipped.
-
-On Debian and Ubuntu: ``apt-get install chromium chromium-driver`` and ``pip install selenium``. CHROMIUM and
-CHROMEDRIVER name other programs.
-"""
+"""These tests are skipped where there is no Chromium; see ``tests/browser/sight.py`` for what they need."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import pytest
 
 from kernelmux.reports.matrix_html import page
-from tests.browser.sight import Sight
+from tests.browser.sight import Missing, Sight, start
 from tests.unit.reports import matrices
-
-
-def _program(variable: str, *names: str) -> str:
-    found = os.environ.get(variable) or next(filter(None, map(shutil.which, names)), None)
-    if not found:
-        pytest.skip(f"{names[0]} is not installed (set {variable} to name it)")
-    return found
 
 
 @pytest.fixture(scope="session")
 def browser():
     """One Chromium for all tests."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    chromium = _program("CHROMIUM", "chromium", "chromium-browser", "google-chrome")
-    driver = _program("CHROMEDRIVER", "chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        started = start()
+    except Missing as missing:
+        pytest.skip(str(missing))
     yield started
     started.quit()
 

@@ -1,7 +1,13 @@
-"""What a test does with the page: open it, look, click, press keys."""
+"""A headless Chromium driven by Selenium, and what a test does with a page: open it, look, click, press keys.
+
+Nothing is downloaded; what must be installed, on Debian and Ubuntu: ``apt-get install chromium chromium-driver`` and
+``pip install selenium``. CHROMIUM and CHROMEDRIVER name other programs.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +17,31 @@ KEYS = {
     "End": "\ue010", "PageDown": "\ue00f", "PageUp": "\ue00e", "Enter": "\ue007", "Escape": "\ue00c", "Tab": "\ue004",
     "Space": " ", "Control": "\ue009",
 }  # fmt: skip
+
+
+class Missing(Exception):
+    """Something that a browser test needs is not installed."""
+
+
+def start() -> Any:
+    """A new headless Chromium. Raises Missing."""
+    try:
+        from selenium import webdriver
+    except ImportError as error:
+        raise Missing("selenium is not installed: pip install selenium") from error
+    options = webdriver.ChromeOptions()
+    options.binary_location = _program("CHROMIUM", "chromium", "chromium-browser", "google-chrome")
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService(_program("CHROMEDRIVER", "chromedriver")))
+
+
+def _program(variable: str, *names: str) -> str:
+    found = os.environ.get(variable) or next(filter(None, map(shutil.which, names)), None)
+    if not found:
+        raise Missing(f"{names[0]} is not installed; {variable} may name another program")
+    return found
 
 
 class Sight:

@@ -203,7 +203,7 @@ def test_the_other_views_show_kernels(see):
     assert see.status == "18 cells"
     see.choose("show", "spills")
     assert see.status == "12 of 18 cells"
-    see.click("#by label", "Registers")
+    assert see.js("return document.querySelector('#by input:checked').value") == "registers"
     assert see.js("return document.querySelector('#grid .line:not([hidden]) .tile').textContent") == "40"
 
 

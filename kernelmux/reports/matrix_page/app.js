@@ -177,8 +177,10 @@ function sync() {
   if (byId("q").value !== state.q) byId("q").value = state.q;
   const chosen = {m: state.m, by: state.by, view: DATA.kinds[state.kind]};
   for (const [name, value] of Object.entries(chosen)) for (const input of byId(name).querySelectorAll("input")) input.checked = input.value === value;
-  const plain = blank(state.kind);
-  byId("reset").disabled = [...SINGLE].every((name) => name === "by" || state[name] === plain[name]) && MANY.every((name) => !state[name].size);
+  const plain = blank(state.kind), asked = [...SINGLE.filter((name) => name !== "by" && state[name] !== plain[name]).map((name) => `${name}: ${state[name]}`),
+    ...MANY.filter((name) => state[name].size).map((name) => `${name}: ${[...state[name]].join(" or ")}`)];
+  byId("asked").textContent = asked.length ? `Shown are cells with ${asked.join("; ")}.` : "";
+  byId("reset").disabled = !asked.length;
 }
 
 function say(text) { byId("status").textContent = text; }

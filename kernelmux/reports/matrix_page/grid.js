@@ -4,34 +4,36 @@ const CODE_ROOM = 12; // strips of a tile that changes over M, at most
 
 const FIRST_ROWS = 40; // made at once; the others while nobody waits
 
-/** Cases that differ in dtype alone share a row where no GPU has both: each GPU has its own default. */
-const ROW_OF_CASE = (() => {
+/** Cases that differ in dtype alone share a row where no place has both: each GPU has its own default. */
+const rowOfCase = [CHOSEN, LIVE, COMPILED].map((kind) => {
   const bare = new Map(), group = CASES.map((one) => {
     const key = [one.op, one.scheme, one.variant, shapeWord(one.shape)].join("\n");
     if (!bare.has(key)) bare.set(key, bare.size);
     return bare.get(key);
   });
-  const first = new Int32Array(bare.size * DEVICES.length).fill(-1), apart = new Set();
+  const first = new Map(), apart = new Set();
   for (let cell = 0; cell < COUNT; cell++) {
-    if (kindOf[cell] !== CHOSEN) continue;
-    const one = caseOf[cell], at = group[one] * DEVICES.length + deviceOf[cell];
-    if (first[at] < 0) first[at] = one; else if (first[at] !== one) apart.add(group[one]);
+    if (kindOf[cell] !== kind) continue;
+    const one = caseOf[cell], place = group[one] * DEVICES.length + deviceOf[cell];
+    const at = kind === CHOSEN ? place : `${place} ${mOf[cell]} ${said(cell, "kernel")}`;
+    const before = first.get(at);
+    if (before === undefined) first.set(at, one); else if (before !== one) apart.add(group[one]);
   }
   return CASES.map((_, i) => (apart.has(group[i]) ? bare.size + i : group[i]));
-})();
+});
 
 /** What a kind of cell has for rows and columns. */
 const LAYOUT = {
   [CHOSEN]: {
-    row: (cell) => ROW_OF_CASE[caseOf[cell]], column: (cell) => deviceOf[cell], over: true,
+    row: (cell) => rowOfCase[CHOSEN][caseOf[cell]], column: (cell) => deviceOf[cell], over: true,
     about: "What would be chosen: ops by GPU. A tile stands for every M shown.",
   },
   [LIVE]: {
-    row: (cell) => `${caseOf[cell]}|${said(cell, "kernel")}`, column: (cell) => `${deviceOf[cell]}|${mOf[cell]}`, over: false,
+    row: (cell) => `${rowOfCase[LIVE][caseOf[cell]]}|${said(cell, "kernel")}`, column: (cell) => `${deviceOf[cell]}|${mOf[cell]}`, over: false,
     about: "What was measured: kernels by M.",
   },
   [COMPILED]: {
-    row: (cell) => `${caseOf[cell]}|${said(cell, "kernel")}`, column: (cell) => deviceOf[cell], over: true,
+    row: (cell) => `${rowOfCase[COMPILED][caseOf[cell]]}|${said(cell, "kernel")}`, column: (cell) => deviceOf[cell], over: true,
     about: "What the compilers made of each kernel, a GPU for each capability.",
   },
 };
@@ -58,7 +60,7 @@ const TILES = {
 const MODES = {
   [CHOSEN]: [["backend", "Backend"], ["evidence", "Evidence"]],
   [LIVE]: [["roofline", "% of roofline"], ["result", "Result"], ["backend", "Backend"]],
-  [COMPILED]: [["result", "Result"], ["registers", "Registers"], ["backend", "Backend"]],
+  [COMPILED]: [["registers", "Registers"], ["result", "Result"], ["backend", "Backend"]],
 };
 
 class Grid {
@@ -137,7 +139,7 @@ class Grid {
     const shape = shapeWord(one.shape);
     const about = HEADER.ops?.find(({name}) => name === one.op)?.summary;
     return h("div", {role: "rowheader", class: "head", "aria-colindex": 1, "aria-label": full, title: [full, about, shape && `shape: ${shape}`].filter(Boolean).join("\n")},
-      h("b", {class: "op"}, one.op), h("span", {class: "case"}, kernel || words), kernel && words ? h("span", {class: "case more"}, words) : null);
+      h("b", {class: "op"}, one.op), h("span", {class: "case"}, kernel.replace(`kernelmux.${one.op}`, "") || words), kernel && words ? h("span", {class: "case more"}, words) : null);
   }
 
   /** Show the cells of `pass`, tiles as `mode` paints them. */
@@ -218,12 +220,12 @@ class Grid {
     });
     this.starts = new Set(this.seenColumns.filter((_, i) => names[i] !== names[i - 1]));
     const over = this.seenColumns.map((c, i) => {
-      const start = this.starts.has(c);
+      const start = this.starts.has(c), narrow = this.kind === CHOSEN;
       this.heads[c].classList.toggle("start", start);
       if (!start) return h("div", {role: "none", class: "group"});
       let wide = 1;
       while (names[i + wide] === names[i]) wide++;
-      return h("div", {role: "columnheader", class: `group start${wide === 1 && names[i].length > 3 ? " tight" : ""}${wide === 1 && names[i].length > 4 ? " long" : ""}`, "aria-colindex": c + 2, "aria-colspan": wide, title: names[i]}, h("span", {}, names[i]));
+      return h("div", {role: "columnheader", class: `group start${narrow && wide === 1 && names[i].length > 3 ? " tight" : ""}${narrow && wide === 1 && names[i].length > 4 ? " long" : ""}`, "aria-colindex": c + 2, "aria-colspan": wide, title: names[i]}, h("span", {}, names[i]));
     });
     this.groups.replaceChildren(h("div", {role: "columnheader", class: "corner", "aria-colindex": 1}, this.kind === LIVE ? "device" : "capability"), ...over);
   }
