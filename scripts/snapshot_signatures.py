@@ -22,6 +22,7 @@ from typing import Any
 
 _FI_CORE, _FI_GEMM = "flashinfer/fused_moe/core.py", "flashinfer/gemm/gemm_base.py"
 _FI_ROUTER, _FI_QUANT = "flashinfer/gemm/routergemm.py", "flashinfer/quantization/fp4_quantization.py"
+_FI_TUNER = "flashinfer/autotuner/autotuner.py"
 _VLLM_UTILS = "vllm/model_executor/layers/quantization/utils"
 _VLLM_MOE = "vllm/model_executor/layers/fused_moe"
 
@@ -34,6 +35,9 @@ LIBRARIES: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "flashinfer:block_scale_interleave": (_FI_QUANT, "block_scale_interleave"),
         "flashinfer:shuffle_matrix_a": (_FI_QUANT, "shuffle_matrix_a"),
         "flashinfer:shuffle_matrix_sf_a": (_FI_QUANT, "shuffle_matrix_sf_a"),
+        "flashinfer.autotuner:autotune": (_FI_TUNER, "autotune"),
+        "flashinfer.autotuner:AutoTuner.clear_cache": (_FI_TUNER, "clear_cache"),
+        "flashinfer.autotuner:AutoTuner.load_configs": (_FI_TUNER, "load_configs"),
         "flashinfer:silu_and_mul": ("flashinfer/activation.py", "silu_and_mul"),
         "flashinfer:gelu_and_mul": ("flashinfer/activation.py", "gelu_and_mul"),
         "flashinfer:gelu_tanh_and_mul": ("flashinfer/activation.py", "gelu_tanh_and_mul"),

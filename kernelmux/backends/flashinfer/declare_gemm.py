@@ -29,6 +29,9 @@ _W4A4 = SchemeIn(frozenset({"nvfp4"}), why="it quantizes x to FP4 as well")
 _FP4_BYTES = "rows of packed FP4 must be whole 16-byte pieces"
 
 
+_RACED = ("cutlass", "cutedsl")  # what policies/autotune.yaml has FlashInfer's autotuner race
+
+
 def _mm_fp4(word: str, backend: str, layout: str, *requirements: Requirement) -> Kernel:
     return Kernel(
         name=f"flashinfer.mm_fp4[{word}]",
@@ -36,6 +39,7 @@ def _mm_fp4(word: str, backend: str, layout: str, *requirements: Requirement) ->
         backend=backend,
         load=f"{_HERE}.nvfp4_gemm:run_{word}",
         prepare=f"{_HERE}.nvfp4_gemm:prepare_{'shuffled' if layout == 'nvfp4-trtllm' else 'swizzled'}",
+        warmup=f"{_HERE}.autotuner:warmup" if word in _RACED else None,
         layout=layout,
         capturable=True,
         requirements=(*requirements, NVIDIA, _W4A4, FLASHINFER),

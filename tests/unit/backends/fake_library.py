@@ -72,7 +72,13 @@ def install(
 
     for name, text in signatures.items():
         place, _, attribute = name.partition(":")
-        setattr(module(place), attribute, fake(name, text))
+        owner, _, method = attribute.rpartition(".")
+        if not owner:
+            setattr(module(place), attribute, fake(name, text))
+            continue
+        singleton = getattr(module(place), owner, None) or type(owner, (), {"get": classmethod(lambda cls: cls())})
+        setattr(singleton, method, fake(name, text))
+        setattr(module(place), owner, singleton)
     for name, fact in (facts or {}).items():
         place, _, attribute = name.partition(":")
         setattr(module(place), attribute, fact)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ import torch
 
 from kernelmux.backends.flashinfer import (
     activations,
+    autotuner,
     fp8_gemm,
     moe_cutedsl,
     moe_cutlass,
@@ -46,6 +50,8 @@ def _moe_out(hidden: str, out: Callable[[torch.Tensor], Any]) -> Callable[[dict[
 
 
 RESULTS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "flashinfer.autotuner:autotune": lambda b: contextlib.nullcontext(),
+    "flashinfer.autotuner:AutoTuner.load_configs": lambda b: True,
     "flashinfer:fp4_quantize": _fp4_quantized,
     "flashinfer:mm_fp4": lambda b: torch.zeros(b["a"].shape[0], b["b"].shape[1], dtype=b["out_dtype"]),
     "flashinfer:bmm_fp8": lambda b: torch.zeros(1, b["A"].shape[1], b["B"].shape[2], dtype=b["dtype"]),
@@ -108,6 +114,16 @@ def _routing() -> dict[str, torch.Tensor]:
     return {"topk_weights": torch.full((M, TOPK), 0.5), "topk_ids": ids}
 
 
+def _race_and_load() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "tactics.json"
+        with autotuner.racing(file):
+            file.write_text("{}")
+        autotuner.forget()
+        assert autotuner.load_tactics(file)
+        autotuner.throw_away(file)
+
+
 def every_adapter(calls: list[Call], use_cuda_norm: list[bool]) -> dict[str, Any]:
     """Run all of them; adapter name -> what it returned."""
     x = torch.zeros(M, K, dtype=torch.bfloat16)
@@ -137,6 +153,7 @@ def every_adapter(calls: list[Call], use_cuda_norm: list[bool]) -> dict[str, Any
         out[f"gemm_fp8_nt_groupwise[{word}]"] = getattr(fp8_gemm, f"run_gemm_fp8_nt_groupwise_{word}")(x, block)
     for word in ("jit_cuda", "cutedsl"):
         out[f"fp4_quantize[{word}]"] = getattr(quantize, f"run_{word}")(x, global_scale=torch.tensor(0.5))
+    _race_and_load()
     out["mm_bf16[cublas]"] = router.run_cublas(x, torch.zeros(N, K, dtype=torch.bfloat16))
     for hidden, experts in ((7168, 256), (7168, 384), (7168, 896), (6144, 256)):
         few, gate = torch.zeros(2, hidden, dtype=torch.bfloat16), torch.zeros(experts, hidden, dtype=torch.bfloat16)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import operator
 import sys
 
 import pytest
@@ -60,7 +61,7 @@ def test_every_call_binds_to_the_installed_flashinfer(monkeypatch):
     for call in calls:
         place, _, name = call.function.partition(":")
         try:
-            function = getattr(importlib.import_module(place), name)
+            function = operator.attrgetter(name)(importlib.import_module(place))
         except (ModuleNotFoundError, AttributeError):
             if "cute_dsl" in call.function and not dsl:  # exists where nvidia-cutlass-dsl does
                 continue
