@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _MOST_NAMED = 6  # devices of one line
 _MOST_LINES = 40  # of one list
+_MOST_CHANGES, _MOST_WORDS = 12, 160  # lines of one kind of change; characters of what was and what is
 STEP_SUMMARY_BYTES = 1_000_000  # GitHub takes 1 MiB a step
 
 
@@ -115,10 +116,14 @@ def _yes(value: bool | None) -> str:
     return NONE if value is None else "yes" if value else "no"
 
 
-def _cut(lines: Sequence[str]) -> list[str]:
-    if len(lines) <= _MOST_LINES:
+def _cut(lines: Sequence[str], most: int = _MOST_LINES) -> list[str]:
+    if len(lines) <= most:
         return list(lines)
-    return [*lines[:_MOST_LINES], f"- and {len(lines) - _MOST_LINES} more, in the JSON."]
+    return [*lines[:most], f"- and {len(lines) - most} more, in the JSON."]
+
+
+def _short(words: str) -> str:
+    return text(words if len(words) <= _MOST_WORDS else f"{words[: _MOST_WORDS - 3]}...")
 
 
 # -- changes
@@ -140,7 +145,8 @@ def changes(verdict: Verdict, notes: Iterable[str] = ()) -> str:
     parts += ["\n".join(_cut(noted))] if noted else []
     for name, group in _by_code(against).items():
         parts.append(
-            f"### {CODES[name][0].upper()}{CODES[name][1:]} ({len(group)})\n\n" + "\n".join(_cut(_lines(group)))
+            f"### {CODES[name][0].upper()}{CODES[name][1:]} ({len(group)})\n\n"
+            + "\n".join(_cut(_lines(group), _MOST_CHANGES))
         )
     if verdict.allowed:
         reasons: dict[str, int] = {}
@@ -149,7 +155,7 @@ def changes(verdict: Verdict, notes: Iterable[str] = ()) -> str:
         lines = [f"- {text(reason)} ({n})" for reason, n in reasons.items()]
         parts.append("### Allowed\n\n" + "\n".join(_cut(lines)))
     if verdict.better:
-        parts.append("### Better\n\n" + "\n".join(_cut(_lines(verdict.better))))
+        parts.append("### Better\n\n" + "\n".join(_cut(_lines(verdict.better), _MOST_CHANGES)))
     if verdict.idle:
         lines = [f"- {text(entry.where)}: {text(entry.reason)}" for entry in verdict.idle]
         parts.append("### Entries that allow nothing any more\n\n" + "\n".join(_cut(lines)))
@@ -184,6 +190,6 @@ def _lines(found: Iterable[Change]) -> list[str]:
         place = f" on {_names([*where])}" if where else ""
         place += f", M={','.join(map(str, ms))}" if ms else ""
         kernel = f", {code(kernel)}" if kernel else ""
-        became = " -> ".join(text(part) for part in (was, now) if part)
+        became = " -> ".join(_short(part) for part in (was, now) if part)
         lines.append(f"- **{words}**{kernel}{place}: {became}")
     return lines
