@@ -99,7 +99,7 @@ function resultBlock(cell) {
 }
 
 let byQuestion = null;
-/** Live cells of the same case and device, and compiled ones of the same case and capability. */
+/** Live cells of the same work and device, and compiled ones of the same work and capability. */
 function related(cell) {
   if (!byQuestion) {
     byQuestion = new Map();
@@ -109,11 +109,15 @@ function related(cell) {
       if (byQuestion.has(key)) byQuestion.get(key).push(other); else byQuestion.set(key, [other]);
     }
   }
-  return {live: byQuestion.get(question(cell, LIVE)) ?? [], compiled: byQuestion.get(question(cell, COMPILED)) ?? []};
+  const of = (kind) => {
+    const all = byQuestion.get(question(cell, kind)) ?? [], own = all.filter((other) => caseOf[other] === caseOf[cell]);
+    return own.length ? own : all;
+  };
+  return {live: of(LIVE), compiled: of(COMPILED)};
 }
 function question(cell, kind) {
   const device = DEVICES[deviceOf[cell]];
-  return [kind, caseOf[cell], kind === LIVE ? device.name : architecture(device)].join("\n");
+  return [kind, WORK[caseOf[cell]], kind === LIVE ? device.name : architecture(device)].join("\n");
 }
 
 const opener = (cell, text, {onCell, href}) => h("a", {href: href(cell), onclick: (event) => {

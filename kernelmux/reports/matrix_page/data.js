@@ -72,6 +72,9 @@ const shapeWord = (shape) => Object.entries(shape).map(([axis, size]) => `${axis
 const architecture = (device) => device.capability ?? device.arch ?? "?";
 const mWord = (cell) => (mOf[cell] === 0 && kindOf[cell] === COMPILED ? "any" : String(mOf[cell]));
 
+/** What a case has a kernel do, whatever it demands of it: what was measured for one such case tells of the others. */
+const WORK = CASES.map((one) => JSON.stringify([one.op, one.scheme, one.dtype, one.shape, one.activation]));
+
 /** Cases of an op that differ in shape only are told apart by it. */
 const TWINS = new Map();
 for (const one of CASES) {

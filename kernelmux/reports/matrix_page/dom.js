@@ -26,7 +26,10 @@ function outside(link, text) {
 }
 
 function shorter(link) {
-  const bare = link.replace(/^https:\/\/(www\.)?/, "").replace(/^github\.com\//, "");
+  const [, repo, kind, rest] = /^https:\/\/github\.com\/([^/]+\/[^/]+)\/(pull|issues|blob|tree)\/([^?#]+)/.exec(link) ?? [];
+  if (kind === "pull" || kind === "issues") return `${repo} #${rest.split("/")[0]}`;
+  if (kind) return `${repo}: ${rest.split("/").slice(-2).join("/")}`;
+  const bare = link.replace(/^https:\/\/(www\.)?/, "");
   return bare.length > 58 ? `${bare.slice(0, 56)}…` : bare;
 }
 

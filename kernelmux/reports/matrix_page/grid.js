@@ -249,9 +249,13 @@ class Grid {
   moved(at, focus) {
     const before = this.rows[this.at[0]]?.tiles?.[this.at[1]], tile = this.tile(at);
     if (before) before.tabIndex = -1;
+    this.rows[this.at[0]]?.element.classList.remove("here");
+    this.heads[this.at[1]]?.classList.remove("here");
     this.at = at;
     if (!tile) return;
     tile.tabIndex = 0;
+    this.rows[at[0]].element.classList.add("here");
+    this.heads[at[1]].classList.add("here");
     if (focus) {
       tile.focus({preventScroll: true});
       this.reveal(tile);
@@ -332,11 +336,11 @@ function strip(looks) {
 const RED_CHOICES = new Set();
 for (let cell = 0; cell < COUNT; cell++) {
   if (kindOf[cell] === LIVE && RED.has(resultAt(cell)?.status)) {
-    RED_CHOICES.add(`${caseOf[cell]}|${deviceOf[cell]}|${mOf[cell]}|${said(cell, "kernel")}`);
+    RED_CHOICES.add(`${WORK[caseOf[cell]]}|${deviceOf[cell]}|${mOf[cell]}|${said(cell, "kernel")}`);
   }
 }
 /** Whether the kernel chosen here failed when it was run here. */
-const liveTrouble = (cell) => RED_CHOICES.size > 0 && RED_CHOICES.has(`${caseOf[cell]}|${deviceOf[cell]}|${mOf[cell]}|${said(cell, "kernel")}`);
+const liveTrouble = (cell) => RED_CHOICES.size > 0 && RED_CHOICES.has(`${WORK[caseOf[cell]]}|${deviceOf[cell]}|${mOf[cell]}|${said(cell, "kernel")}`);
 
 /** Neighbouring Ms with one answer as one entry: [{from, to, cell}]. */
 function stretches(slot) {
