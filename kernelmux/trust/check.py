@@ -20,7 +20,8 @@ from ..registry import Op, Rejected
 from ..registry.lazy import load
 from ..registry.packages import Packages
 from .judge import Decode, Finding, judge
-from .subjects import Subject, place, subjects
+from .subject import Subject, place
+from .subjects import subjects
 
 # The problem's own M goes first. 8 and a mixed batch are in every check, also of a kernel that compiles for each M;
 # 3 and 33 are odd, 65, 129 and 257 one over a tile.
@@ -28,6 +29,7 @@ EVERY = ((8, False), (1, False), (33, True), (65, False))
 MORE = ((3, False), (257, False), (129, True), (16, False), (2, False))
 BUDGET_S = 1.0  # after it the calls of MORE are left out
 MOST_M = 512
+_NO_MEMORY = "there is no memory for the check"
 _ENVIRONMENT = (MissingPackage, FrozenError, DeviceNotFound, DeviceLost)
 
 
@@ -78,7 +80,9 @@ def check(selection: Selection) -> Report:
             try:
                 subject = next(tried, None)
             except torch.OutOfMemoryError:
-                return Report(None, "there is no memory for the check", {}, (), time.perf_counter() - start)
+                return Report(None, _NO_MEMORY, {}, (), time.perf_counter() - start)
+            except Exception as error:  # nothing of the kernel has run yet
+                return Report(None, f"no call could be drawn: {error}", {}, (), time.perf_counter() - start)
             if subject is None:
                 return Report(None, why, {}, (), time.perf_counter() - start)
             if not _accepted(selection, subject.sizes, None):
@@ -89,6 +93,20 @@ def check(selection: Selection) -> Report:
                 reason = "; ".join(f"{case.brief}: {case.finding.fault}" for case in bad[:3])
                 return Report(not bad, reason, subject.sizes, tuple(cases), time.perf_counter() - start)
             why = refused or why
+
+
+class _Same:
+    """One configuration for any number of tokens: the one that the problem's own will run, and no other compiled."""
+
+    def __init__(self, config: Any):
+        self._config = config
+
+    def at(self, m: int) -> Any:
+        return self._config
+
+
+def _configs(selection: Selection) -> Any:
+    return selection.configs if selection.configs is None or not selection.tokens else _Same(selection.config)
 
 
 def _accepted(selection: Selection, sizes: Mapping[str, int], m: int | None) -> bool:
@@ -114,7 +132,10 @@ def _run(selection: Selection, subject: Subject, start: float) -> tuple[list[Cas
     cases: list[Case] = []
     refused = ""
     trial = selection.but(
-        problem=selection.problem.but(shape=dict(subject.sizes)), _by_tokens={}, _state={"checked": True}
+        problem=selection.problem.but(shape=dict(subject.sizes)),
+        configs=_configs(selection),
+        _by_tokens={},
+        _state={"checked": True},
     )
     weights: Any = None
     prepared = False
@@ -127,7 +148,7 @@ def _run(selection: Selection, subject: Subject, start: float) -> tuple[list[Cas
             with _exact_products():
                 want = subject.want(given)
         except torch.OutOfMemoryError:
-            refused = "there is no memory for the check"
+            refused = _NO_MEMORY
             break
         except Exception as error:  # nothing of the kernel has run yet: the call itself is none
             refused = str(error)
@@ -140,7 +161,7 @@ def _run(selection: Selection, subject: Subject, start: float) -> tuple[list[Cas
         except _ENVIRONMENT:
             raise
         except torch.OutOfMemoryError:
-            refused = "there is no memory for the check"
+            refused = _NO_MEMORY
             break
         except (UsageError, NotImplementedError) as error:  # it does not do this call, and says so
             refused = str(error)

@@ -15,13 +15,14 @@ from kernelmux.registry import Rejected
 from kernelmux.registry.discovery import BUILTIN, registry
 from kernelmux.trust.check import check
 from kernelmux.trust.judge import TILE, Limits, judge
-from kernelmux.trust.subjects import scaled, subjects
+from kernelmux.trust.subject import scaled
+from kernelmux.trust.subjects import subjects
 
-SIZES = {"M": 33, "H": 640, "N": 4096, "K": 2688, "E": 64, "topk": 6}
+SIZES = {"M": 33, "H": 640, "N": 768, "K": 512, "E": 64, "topk": 6}
 
 
 def asked(op: Any) -> dict[str, int]:
-    small = {"N": 384, "K": 256, "E": 16, "topk": 2} if op.name == "fused_moe" else {}
+    small = {"N": 128, "K": 128, "E": 8, "topk": 2} if op.name == "fused_moe" else {}
     return {axis: {**SIZES, **small}[axis] for axis in op.axes}
 
 

@@ -22,7 +22,7 @@ from kernelmux.policies.selection import Selection
 from kernelmux.registry import epoch, frozen
 from kernelmux.registry.discovery import registry
 from kernelmux.store import quarantine
-from kernelmux.trust import check, gate, subjects
+from kernelmux.trust import check, examples, gate, subject, subjects
 from tests.unit.trust import planted
 from tests.unit.trust.world import SHAPES, choose, preferring
 
@@ -32,8 +32,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Device:
     """A GPU that is there, as far as the gate can tell; its tensors are on the CPU. The gate is as by default."""
     monkeypatch.setenv("KERNELMUX_TRUST", "on")
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # tensors on the CPU are let through
-    monkeypatch.setattr(subjects, "place", lambda selection: torch.device("cpu"))
-    monkeypatch.setattr(check, "place", lambda selection: torch.device("cpu"))
+    for module in (subject, examples, check):
+        monkeypatch.setattr(module, "place", lambda selection: torch.device("cpu"))
     monkeypatch.setattr(gate, "_still_alive", lambda *_: None)
     return replace(resolve_device("h200"), live=True, index=0, driver="580.1")
 
