@@ -15,7 +15,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's own tables and journal."""
+    """No test reads or writes the user's own tables and journal, or waits for a check that it is not about."""
+    monkeypatch.setenv("KERNELMUX_TRUST", "off")
     monkeypatch.setenv("KERNELMUX_CACHE_DIR", str(tmp_path / "kernelmux-cache"))
     monkeypatch.setenv("KERNELMUX_CONFIG_DIR", str(tmp_path / "kernelmux-config"))
 
