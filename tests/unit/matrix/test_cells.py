@@ -69,17 +69,19 @@ CELLS = (
     Cell("nvfp4_gemm", "nvfp4", "rtx-pro-6000-server", 4096, "cutlass", f"{SGLANG}/pull/26496"),
     Cell("nvfp4_gemm", "nvfp4", "gb10", 64, "cutlass", f"{FLASHINFER}/pull/3140", not_a_candidate="b12x"),
     Cell("nvfp4_gemm", "nvfp4", "jetson-thor", 64, "cutlass", f"{SGLANG}/issues/18071", not_a_candidate="cutedsl"),
-    # 8.0 to 9.0 has no FP4 units: weight-only, and the Selection says so.
-    Cell("nvfp4_gemm", "nvfp4", "h100-sxm", 64, "marlin", f"{SGLANG}/issues/19652", run_as=W4A16),
-    Cell("nvfp4_gemm", "nvfp4", "a100-sxm-80gb", 1, "marlin", f"{VLLM}/issues/30720", run_as=W4A16),
-    Cell("nvfp4_gemm", "nvfp4", "l40s", 4096, "marlin", f"{SGLANG}/issues/19491", run_as=W4A16),
+    # 8.0 to 9.0 has no FP4 units: weight-only as in the engines, by our own kernels, and the Selection says so.
+    Cell("nvfp4_gemm", "nvfp4", "h100-sxm", 64, "jit_cuda", f"{SGLANG}/issues/19652", run_as=W4A16),
+    Cell("nvfp4_gemm", "nvfp4", "a100-sxm-80gb", 1, "jit_cuda", f"{VLLM}/issues/30720", run_as=W4A16),
+    Cell("nvfp4_gemm", "nvfp4", "l40s", 4096, "jit_cuda", f"{SGLANG}/issues/19491", run_as=W4A16),
     Cell("nvfp4_gemm", "nvfp4", "cpu", 1, "torch", "https://pytorch.org/docs/stable/"),
     Cell("nvfp4_gemm", "nvfp4", "mi300x", 64, "torch", LINEAR),
-    # W4A16 checkpoints: CuTe DSL on 10.x, Marlin elsewhere (first on GB10: -31% prefill the other way).
-    Cell("nvfp4_gemm", "nvfp4_w4a16", "b200", 64, "cutedsl", FP4_UTILS),
-    Cell("nvfp4_gemm", "nvfp4_w4a16", "gb10", 4096, "marlin", f"{VLLM}/issues/55397"),
-    # NVFP4 quantization: stubs below 10.0 that leave memory unwritten.
-    Cell("nvfp4_quantize", "none", "h100-sxm", 64, "torch", STUBS),
+    # W4A16 checkpoints: our own, then CuTe DSL on 10.x and Marlin elsewhere (on GB10 the other way cost 31% of prefill).
+    Cell("nvfp4_gemm", "nvfp4_w4a16", "b200", 64, "jit_cuda", FP4_UTILS, not_a_candidate="cutlass"),
+    Cell("nvfp4_gemm", "nvfp4_w4a16", "gb10", 4096, "jit_cuda", f"{VLLM}/issues/55397"),
+    Cell("nvfp4_gemm", "nvfp4_w4a16", "jetson-thor", 64, "cutedsl", FP4_UTILS, not_a_candidate="marlin"),
+    # NVFP4 quantization: FlashInfer's are stubs below 10.0 that leave memory unwritten.
+    Cell("nvfp4_quantize", "none", "h100-sxm", 64, "triton", STUBS, not_a_candidate="jit_cuda"),
+    Cell("nvfp4_quantize", "none", "b200", 64, "triton", STUBS, demands=("bit_exact",), not_a_candidate="cutedsl"),
     Cell("nvfp4_quantize", "none", "b200", 64, "cutedsl", FP4_UTILS),
     Cell("nvfp4_quantize", "none", "rtx-5090", 64, "jit_cuda", FP4_UTILS),
     # NVFP4 MoE (modelopt_fp4).

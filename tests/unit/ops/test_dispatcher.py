@@ -61,7 +61,8 @@ def outs_of(name: str, call: dict[str, Any]) -> dict[str, Any]:
     """Tensors to write, like what the op returns, filled with NaN or the largest byte."""
     made = {}
     for out, like in zip(registry().op(name).outs, results(getattr(km.ops, name)(**call)), strict=True):
-        made[out] = torch.full_like(like, float("nan"), memory_format=torch.contiguous_format)
+        unwritten = float("nan") if like.is_floating_point() else 255
+        made[out] = torch.full_like(like, unwritten, memory_format=torch.contiguous_format)
     return made
 
 
