@@ -75,7 +75,7 @@ CELLS = (
     Cell("nvfp4_gemm", "nvfp4", "l40s", 4096, "jit_cuda", f"{SGLANG}/issues/19491", run_as=W4A16),
     Cell("nvfp4_gemm", "nvfp4", "cpu", 1, "torch", "https://pytorch.org/docs/stable/"),
     Cell("nvfp4_gemm", "nvfp4", "mi300x", 64, "torch", LINEAR),
-    # W4A16 checkpoints: our own, then CuTe DSL on 10.x and Marlin elsewhere (on GB10 the other way cost 31% of prefill).
+    # W4A16 checkpoints: our own, then CuTe DSL on 10.x, Marlin elsewhere (on GB10 the other way cost 31% of prefill).
     Cell("nvfp4_gemm", "nvfp4_w4a16", "b200", 64, "jit_cuda", FP4_UTILS, not_a_candidate="cutlass"),
     Cell("nvfp4_gemm", "nvfp4_w4a16", "gb10", 4096, "jit_cuda", f"{VLLM}/issues/55397"),
     Cell("nvfp4_gemm", "nvfp4_w4a16", "jetson-thor", 64, "cutedsl", FP4_UTILS, not_a_candidate="marlin"),
