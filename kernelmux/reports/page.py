@@ -1,4 +1,4 @@
-"""A self-contained HTML page: no network, no script, works from a file; and the few elements reports are made of.
+"""A self-contained HTML page: no network, works from a file; and the few elements reports are made of.
 
 Every function takes text and escapes it, except where a parameter is called ``markup``.
 """

@@ -99,17 +99,17 @@ const known = new Map();
 /** The values that the cells of a kind have for a filter. */
 function choices(kind, name) {
   if (!known.has(kind)) {
-    const cases = new Set(), devices = new Set(), ms = new Set();
+    const cases = new Uint8Array(CASES.length), devices = new Uint8Array(DEVICES.length), ms = new Set();
+    let last = -1;
     for (let cell = 0; cell < COUNT; cell++) {
       if (kindOf[cell] !== kind) continue;
-      cases.add(caseOf[cell]);
-      devices.add(deviceOf[cell]);
-      ms.add(mOf[cell]);
+      cases[caseOf[cell]] = devices[deviceOf[cell]] = 1;
+      if (mOf[cell] !== last) ms.add(last = mOf[cell]);
     }
-    const of = (field) => [...new Set([...cases].map((i) => CASES[i][field] ?? ""))].sort();
+    const of = (field) => [...new Set(CASES.filter((_, i) => cases[i]).map((one) => one[field] ?? ""))].sort();
     known.set(kind, {
       op: of("op"), scheme: of("scheme"), dtype: of("dtype"), m: [...ms].sort((a, b) => a - b).map(String),
-      arch: [...new Set([...devices].map((i) => architecture(DEVICES[i])))].sort((a, b) => (Number(a) || 1000) - (Number(b) || 1000)),
+      arch: [...new Set(DEVICES.filter((_, i) => devices[i]).map(architecture))].sort((a, b) => (Number(a) || 1000) - (Number(b) || 1000)),
     });
   }
   return known.get(kind)[name];
@@ -160,9 +160,9 @@ function chips(name, entries) {
 }
 
 const order = {};
-function chipOrder(kind) {
+function chipOrder({kind}, found) {
   if (!order[kind]) {
-    const {backends, words} = filtered(blank(kind));
+    const {backends, words} = found.shown === found.all ? found : filtered(blank(kind));
     const place = Object.keys(WORDS);
     order[kind] = {
       backends: [...backends.keys()].sort((a, b) => (a === NO_BACKEND.name) - (b === NO_BACKEND.name) || backends.get(b) - backends.get(a)),
@@ -205,7 +205,7 @@ function render() {
   }
   const found = filtered(state);
   grid.show(found.pass, state.by);
-  const {backends, words} = chipOrder(state.kind);
+  const {backends, words} = chipOrder(state, found);
   const backendLook = (name) => BACKENDS.get(name) ?? NO_BACKEND;
   chips("backend", backends.map((name) => ({value: name, look: backendLook(name).look, code: backendLook(name).code, n: found.backends.get(name) ?? 0, text: name})));
   chips("word", words.map((word) => ({value: word, look: `w-${wordLook(word).look}`, code: wordLook(word).code, n: found.words.get(word) ?? 0, text: wordName(word), title: wordLook(word).means})));

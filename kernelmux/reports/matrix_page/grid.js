@@ -2,7 +2,9 @@
 
 const CODE_ROOM = 12; // strips of a tile that changes over M, at most
 
-const FIRST_ROWS = 40; // made at once; the others while nobody waits
+const HEADS = 300, LINE = 25; // pixels above the first row at least, and of a row
+const NOTHING = [];
+const byM = (slot) => (slot.every((cell, i) => i === 0 || mOf[slot[i - 1]] <= mOf[cell]) ? slot : slot.sort((a, b) => mOf[a] - mOf[b]));
 
 /** Cases that differ in dtype alone share a row where no place has both: each GPU has its own default. */
 const rowOfCase = [CHOSEN, LIVE, COMPILED].map((kind) => {
@@ -81,16 +83,15 @@ class Grid {
     for (let cell = 0; cell < COUNT; cell++) {
       if (kindOf[cell] !== kind) continue;
       const row = layout.row(cell), col = layout.column(cell);
-      if (!rows.has(row)) rows.set(row, {cell, slots: new Map()});
-      if (!columns.has(col)) columns.set(col, {cell, key: col});
-      const slots = rows.get(row).slots;
-      if (slots.has(col)) slots.get(col).push(cell); else slots.set(col, [cell]);
+      let into = rows.get(row), column = columns.get(col);
+      if (!into) rows.set(row, into = {cell, found: []});
+      if (!column) columns.set(col, column = {cell, i: columns.size});
+      const slot = into.found[column.i];
+      if (slot) slot.push(cell); else into.found[column.i] = [cell];
     }
     this.columns = this.ordered([...columns.values()]);
     this.rows = [...rows.values()];
-    for (const row of this.rows) {
-      row.slots = this.columns.map(({key}) => row.slots.get(key)?.sort((a, b) => mOf[a] - mOf[b]) ?? []);
-    }
+    for (const row of this.rows) row.slots = this.columns.map(({i}) => byM(row.found[i] ?? NOTHING));
     this.rows.sort((a, b) => caseOf[a.cell] - caseOf[b.cell]); // stable: kernels of a case side by side
     this.at = [0, 0];
     this.draw();
@@ -149,7 +150,7 @@ class Grid {
     const columnSeen = new Uint8Array(this.columns.length);
     let op = null;
     for (const row of this.rows) {
-      row.shown = row.slots.map((slot) => slot.filter((cell) => pass[cell]));
+      row.shown = row.slots.map((slot) => (slot.every((cell) => pass[cell]) ? slot : slot.filter((cell) => pass[cell])));
       row.seen = false;
       for (let c = 0; c < row.shown.length; c++) if (row.shown[c].length) { row.seen = true; columnSeen[c] = 1; }
       if (row.element.hidden === row.seen) row.element.hidden = !row.seen;
@@ -168,7 +169,7 @@ class Grid {
     this.root.style.setProperty("--columns", this.seenColumns.length);
     this.root.style.setProperty("--groups", this.starts.size);
     this.waiting = this.seenRows.map((r) => this.rows[r]);
-    this.finish(FIRST_ROWS);
+    this.finish(Math.max(10, Math.ceil((innerHeight - HEADS) / LINE))); // those in sight; the others while nobody waits
     this.settle();
   }
 
