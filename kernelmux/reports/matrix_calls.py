@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -15,16 +15,66 @@ from kernelmux.measure.child import one_line
 from kernelmux.measure.stats import interval
 from kernelmux.policies.selection import Selection
 from kernelmux.registry.lazy import load
-from kernelmux.trust.check import _decode, _results, _same
-from kernelmux.trust.judge import judge
-from kernelmux.trust.subjects import Subject
+from kernelmux.trust.judge import Decode, judge
+from kernelmux.trust.subject import Subject
 
 REPLAY_US = 300.0
 FEWEST, MOST_CALLS = 2, 64
 L2_TURNS = 3
 ROUNDS = 15
 _CPU_ROUNDS, _CPU_SAMPLE_S = 9, 2e-3
-decode_of, results_of, same = _decode, _results, _same
+
+
+def results_of(made: Any) -> tuple[Tensor, ...]:
+    """What a kernel returned, as a tuple."""
+    results = made if isinstance(made, (tuple, list)) else (made,)
+    if not all(isinstance(result, Tensor) for result in results):
+        raise TypeError(f"a kernel returns tensors, not {type(made).__name__}")
+    return tuple(results)
+
+
+def decode_of(chosen: Selection, given: Mapping[str, Any]) -> Decode | None:
+    """What packed results of this call mean; None for an op whose results are not packed."""
+    if chosen.op.decoded is None:
+        return None
+    decoded = load(chosen.op.decoded)
+    return lambda results: tuple(decoded(results, **given))
+
+
+def same(left: Tensor, right: Tensor) -> bool:
+    """Whether every bit is equal."""
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    pairs = [one.contiguous().reshape(-1) for one in (left, right)]
+    return not left.numel() or bool(torch.equal(*(one.view(torch.uint8) for one in pairs)))
+
+
+def filled(tensor: Tensor, byte: int) -> Tensor:
+    """The tensor with every byte this one: 0xFF and 0x7F are NaN in every float."""
+    if tensor.numel():
+        tensor.view(-1).view(torch.uint8).fill_(byte)
+    return tensor
+
+
+def litter(want: Sequence[Tensor], device: torch.device) -> None:
+    """Leave NaN in memory of the sizes that results will take, so that what is not written is seen."""
+    left = [
+        torch.full((max(tensor.numel() * width, 1),), 0xFF, dtype=torch.uint8, device=device)
+        for tensor in want
+        for width in (1, 2, 4)
+    ]
+    del left
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """fp32 products of the reference in fp32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def summary(samples: Sequence[float], seed: str) -> dict[str, Any]:
@@ -124,7 +174,7 @@ class Calls:
         self._graph, self._kept = graph, kept
         first = results_of(kept[0])
         if not all(map(same, first, eager)):
-            found = judge(first, want, subject.limits, decode_of(self.chosen.op, given))
+            found = judge(first, want, subject.limits, decode_of(self.chosen, given))
             if found.fault:
                 return False, f"a replayed graph gives other results: {found.fault}"
         return True, ""

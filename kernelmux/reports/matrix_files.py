@@ -111,14 +111,14 @@ def merge(parts: Sequence[tuple[Path | str, Matrix]]) -> Matrix:
         raise UsageError("there is nothing to merge.")
     shards = [(path, matrix) for path, matrix in parts if matrix.header.shard is not None]
     plans = {matrix.header.plan for _, matrix in shards}
-    for plan in plans:
-        _complete([(path, matrix) for path, matrix in shards if matrix.header.plan == plan])
     if shards and len(shards) < len(parts):
         whole = next(path for path, matrix in parts if matrix.header.shard is None)
         raise UsageError(f"{whole} is whole and {shards[0][0]} a shard. Merge the shards first.")
     if len(plans) > 1:
         other = next(path for path, matrix in shards if matrix.header.plan != shards[0][1].header.plan)
         raise UsageError(f"{shards[0][0]} and {other} are shards of different runs (options, packages, kernelmux).")
+    if shards:
+        _complete(shards)
     where: dict[str, Path | str] = {}
     for path, matrix in parts:
         for cell in matrix.cells:

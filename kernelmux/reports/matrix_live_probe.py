@@ -20,11 +20,22 @@ from torch import Tensor
 from kernelmux.measure.child import one_line
 from kernelmux.policies.selection import Selection
 from kernelmux.registry.packages import Packages
-from kernelmux.reports.matrix_calls import Calls, decode_of, on_cpu, results_of, same, summary, work_of
+from kernelmux.reports.matrix_calls import (
+    Calls,
+    decode_of,
+    exact_products,
+    filled,
+    litter,
+    on_cpu,
+    results_of,
+    same,
+    summary,
+    work_of,
+)
 from kernelmux.reports.matrix_probe import Pipe
-from kernelmux.trust.check import _exact_products, _filled, _litter
 from kernelmux.trust.judge import SLACK, Finding, judge
-from kernelmux.trust.subjects import Subject, place, subjects
+from kernelmux.trust.subject import Subject, place
+from kernelmux.trust.subjects import subjects
 
 # Beside the cell's own M: no row, one, odd ones, one over a tile; mixed rows of zeros, large and tiny values.
 GRID = ((0, False), (1, False), (3, False), (8, False), (33, True), (65, False), (129, True), (257, False))
@@ -176,7 +187,7 @@ def _compare(
 
     try:
         given = subject.call(m, mixed, nth)
-        with _exact_products():
+        with exact_products():
             want = subject.want(given)
     except (BadShape, UsageError, IndexError, ZeroDivisionError, RuntimeError):  # no call of the op, says its own check
         checked.skipped += 1
@@ -186,7 +197,7 @@ def _compare(
     except NotImplementedError:
         checked.skipped += 1
         return
-    decode = decode_of(chosen.op, given)
+    decode = decode_of(chosen, given)
     checked.take(judge(got, want, subject.limits, decode, exact=_exact(chosen)), where)
 
 
@@ -199,9 +210,9 @@ def _poisoned(
     made = chosen(x, weights, **rest)
     results = results_of(made)
     if chosen.op.outs:
-        outs = {out: _filled(torch.empty_like(one), 0x7F) for out, one in zip(chosen.op.outs, results, strict=True)}
+        outs = {out: filled(torch.empty_like(one), 0x7F) for out, one in zip(chosen.op.outs, results, strict=True)}
         return results_of(chosen(x, weights, **rest, **outs))
-    _litter(want, 0xFF, x.device)
+    litter(want, x.device)
     return results_of(chosen(x, weights, **rest))
 
 
@@ -245,11 +256,11 @@ class Trial:
         checked = Checked(general.calls, general.error, general.skipped)
         found: dict[str, Any] = {"status": "ok", "first_call_ms": round(self.first_ms, 3)}
         with self.leave.shared(f"checking M={m}", CHECK_S * self.limit_s):
-            with _exact_products():
+            with exact_products():
                 want = subject.want(self.given)
             got = [tensor.clone() for tensor in _poisoned(chosen, self.given, self.weights, want)]
             try:
-                finding = judge(got, want, subject.limits, decode_of(chosen.op, self.given), exact=_exact(chosen))
+                finding = judge(got, want, subject.limits, decode_of(chosen, self.given), exact=_exact(chosen))
                 checked.take(finding, f"M={m}, {_sizes(subject.sizes)}")
             except Wrong as error:
                 fault = fault or str(error)
