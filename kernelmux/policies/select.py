@@ -7,7 +7,7 @@ What another process writes (a table, a measurement) is seen after ``refresh()``
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,7 @@ from kernelmux.registry.measurement import Measurement
 from kernelmux.registry.packages import Packages
 from kernelmux.registry.problem import Problem, dtype_name
 from kernelmux.registry.registry import Registry
+from kernelmux.registry.value import Value
 
 ANY_OP_VARIABLE = "KERNELMUX_BACKEND"
 POLICY_VARIABLE = "KERNELMUX_POLICY"
@@ -146,26 +147,7 @@ def _select(
         raise UsageError(f"demands is a collection of words, not one word: write demands=({demands!r},).")
     here = _device(device)
     problem = Problem(op, Scheme.of(quant), dtype_name(dtype), shape, activation, frozenset(demands))
-    explicit = _explicit(op, backend)
-
-    def choose() -> Selection:
-        made = resolve(
-            op,
-            here,
-            _packages() if packages is None else packages,
-            problem,
-            policy=_policy(registry, op, policy),
-            registry=registry,
-            override=explicit,
-            measurements=_measured(op, here),
-            configs=_config,
-            source_of=_source,
-            doubt=standing.doubts(here),
-        )
-        made._state["again"] = choose
-        return made
-
-    selection = choose()
+    selection = _Question(op, here, packages, problem, policy, _explicit(op, backend)).answer()
     if key is not None and not _follows_current(device) and before == epoch.value and not _passing(selection):
         if len(_cache) >= _LIMIT:
             _cache.clear()  # what is asked for again is resolved again, from memory
@@ -181,14 +163,46 @@ def _select(
     return selection
 
 
+class _Question(Value):
+    """What a Selection answers, so that it can be asked again once a kernel has failed its check."""
+
+    op: str
+    device: Device
+    packages: Packages | None
+    problem: Problem
+    policy: Policy | str | Path | None
+    explicit: Explicit | None
+
+    def answer(self) -> Selection:
+        registry = _registry()
+        selection = resolve(
+            self.op,
+            self.device,
+            _packages() if self.packages is None else self.packages,
+            self.problem,
+            policy=_policy(registry, self.op, self.policy),
+            registry=registry,
+            override=self.explicit,
+            measurements=_measured(self.op, self.device),
+            configs=_config,
+            source_of=_source,
+            doubt=standing.doubts(self.device),
+        )
+        selection._state["again"] = self.answer
+        return selection
+
+    def __deepcopy__(self, memo: object) -> _Question:
+        return self
+
+
 def _passing(selection: Selection) -> bool:
     """Whether it was made in a capture without kernels that could not be checked there: not to be remembered."""
     return any(other.code == "ungated" for other in selection.rejected) and not frozen.is_frozen()
 
 
-def drop(selection: Selection) -> None:
-    """Answer no question with this Selection any more."""
-    for key in [key for key, entry in _cache.items() if entry[0] is selection]:
+def drop(unwanted: Callable[[Selection], bool]) -> None:
+    """Answer no question with such a Selection any more; tables and measurements stay in memory."""
+    for key in [key for key, entry in _cache.items() if unwanted(entry[0])]:
         del _cache[key]
 
 
@@ -346,14 +360,8 @@ def _forget_choices() -> None:
     _layered.clear()
 
 
-def _forget_op(op: str) -> None:
-    """Choose anew among the kernels of one op; tables and measurements stay in memory."""
-    for key in [key for key, entry in _cache.items() if entry[0].op.name == op]:
-        del _cache[key]
-
-
 epoch.listen(_forget_choices)
-epoch.listen_op(_forget_op)
+epoch.listen_op(lambda op: drop(lambda selection: selection.op.name == op))
 
 
 def refresh() -> None:

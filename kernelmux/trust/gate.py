@@ -43,7 +43,7 @@ def _next(selection: Selection) -> Selection | None:
         return None
     found = standing.verdict(kernel, selection.device, selection.problem)
     if found is None and standing.restricted():
-        select.drop(selection)
+        select.drop(lambda kept: kept is selection)
         other = selection.again()
         if other is None or other.declaration is kernel:
             raise FrozenError(

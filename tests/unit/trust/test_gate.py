@@ -322,6 +322,18 @@ def test_the_callers_modes_do_not_reach_the_check() -> None:
     assert torch.equal(seed, torch.random.get_rng_state()), "the caller's random numbers are untouched"
 
 
+def test_a_selection_can_be_sent_to_another_process_and_copied() -> None:
+    import copy
+    import pickle
+
+    assert pickle.dumps(km.select_backend("fused_moe", device="h200"))
+    shape = {"M": 2, "H": 192}
+    selection = km.select_backend("silu_and_mul", device="cpu", dtype="bfloat16", backend="torch", shape=shape)
+    copied = copy.deepcopy(selection)
+    assert copied.kernel == selection.kernel
+    assert copied(torch.zeros(2, 384, dtype=torch.bfloat16)).shape == (2, 192)
+
+
 def test_an_interrupted_check_leaves_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
