@@ -172,6 +172,9 @@ def test_the_back_key_closes_and_the_forward_key_opens(see):
 
 def test_a_link_to_a_cell_that_is_gone_says_so(see):
     see("small", "#cell=op_77/none/-/bfloat16/H=1/h100-sxm/64&op=op_77&m=5&backend=nobody&by=magic&show=x")
+    assert see.js("return document.querySelectorAll('#grid .line:not([hidden])').length") == 3, (
+        "what is not offered is dropped"
+    )
     assert see.status == "The linked cell is not in this matrix."
     assert see.js("return document.getElementById('op').value") == "", "a choice that is not offered is dropped"
 

@@ -91,6 +91,8 @@ function fromHash() {
   if (!MODES[next.kind].some(([mode]) => mode === next.by)) next.by = MODES[next.kind][0][0];
   if (!SHOWS[next.kind].some(([show]) => show === next.show)) next.show = "";
   for (const name of ["op", "scheme", "dtype", "arch", "m"]) if (!choices(next.kind, name).includes(next[name])) next[name] = "";
+  next.backend = new Set([...next.backend].filter((name) => BACKENDS.has(name) || name === NO_BACKEND.name));
+  next.word = new Set([...next.word].filter((word) => word in WORDS));
   next.cell = cell;
   return next;
 }

@@ -28,15 +28,15 @@ const rowOfCase = [CHOSEN, LIVE, COMPILED].map((kind) => {
 const LAYOUT = {
   [CHOSEN]: {
     row: (cell) => rowOfCase[CHOSEN][caseOf[cell]], column: (cell) => deviceOf[cell], over: true,
-    about: "What would be chosen: ops by GPU. A tile stands for every M shown.",
+    name: "Kernel by op and GPU", about: "What would be chosen: ops by GPU. A tile stands for every M shown.",
   },
   [LIVE]: {
     row: (cell) => `${rowOfCase[LIVE][caseOf[cell]]}|${said(cell, "kernel")}`, column: (cell) => `${deviceOf[cell]}|${mOf[cell]}`, over: false,
-    about: "What was measured: kernels by M.",
+    name: "Result by kernel and M", about: "What was measured: kernels by M.",
   },
   [COMPILED]: {
     row: (cell) => `${rowOfCase[COMPILED][caseOf[cell]]}|${said(cell, "kernel")}`, column: (cell) => deviceOf[cell], over: true,
-    about: "What the compilers made of each kernel, a GPU for each capability.",
+    name: "Compilation by kernel and GPU", about: "What the compilers made of each kernel, a GPU for each capability.",
   },
 };
 
@@ -111,6 +111,7 @@ class Grid {
   draw() {
     const live = this.kind === LIVE;
     this.root.classList.toggle("wide-tiles", this.kind !== CHOSEN);
+    this.root.setAttribute("aria-label", LAYOUT[this.kind].name);
     this.root.setAttribute("aria-rowcount", this.rows.length + 2);
     this.root.setAttribute("aria-colcount", this.columns.length + 1);
     this.groups = h("div", {role: "row", class: "row groups", "aria-rowindex": 1});
