@@ -16,6 +16,7 @@ from ..registry import Op
 from ..registry.lazy import load
 
 AXES = ("M", "H")
+GLOBAL_SCALE = 4e-3  # of values about 1 that become NVFP4: the largest of many by 448 * 6
 _ARGUMENT = re.compile(r"(Tensor\??|int|float|bool|str)\s+(\w+)(?:\s*=\s*([^,]+))?")
 
 
@@ -102,6 +103,9 @@ def _one(op: Op, point: Point, device: torch.device, generator: torch.Generator)
         elif name in op.weights:
             weight = torch.empty(point.h, device=device, dtype=torch.float32)
             given[name] = weight.normal_(1.0, 0.25, generator=generator).to(dtype)
+        elif name == "global_scale":
+            number = point.options.get(name, GLOBAL_SCALE)
+            given[name] = torch.tensor([number], device=device, dtype=torch.float32)
         else:
             rows = torch.empty(point.m, width, device=device, dtype=dtype)
             given[name] = rows.normal_(0.0, 2.0 if name == "residual" else 1.0, generator=generator)
@@ -120,7 +124,9 @@ def arguments(op: Op) -> tuple[tuple[str, str, str | None], ...]:
 def _scalar(kind: str, default: str | None) -> Any:
     if kind == "bool":
         return default == "True"
-    return {"int": int, "float": float, "str": str}[kind](default or 0)
+    if kind == "str":
+        return (default or "").strip().strip("'\"")
+    return {"int": int, "float": float}[kind](default or 0)
 
 
 @lru_cache(maxsize=64)
