@@ -20,6 +20,7 @@ from kernelmux.backends.flashinfer import (  # noqa: E402
     moe_cutedsl,
     norms,
     nvfp4_gemm,
+    quantize,
     router,
 )
 from kernelmux.device import catalog  # noqa: E402
@@ -253,6 +254,21 @@ def test_a_missing_library_is_told_with_its_pip_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "flashinfer", None)
     with pytest.raises(MissingPackage, match="pip install 'flashinfer-python"):
         layouts.flashinfer()
+
+
+@pytest.mark.parametrize(("capability", "fine"), [((8, 0), False), ((9, 0), False), ((10, 0), True), ((12, 1), True)])
+def test_the_quantizer_is_refused_below_10_0_by_the_adapter_as_well(monkeypatch, capability, fine):
+    """Whoever calls it, on 9.0 it would return memory that nobody wrote."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    quantize._require_units.cache_clear()
+    try:
+        if fine:
+            quantize._require_units(0)
+        else:
+            with pytest.raises(UsageError, match=rf"writes nothing on {capability[0]}\.{capability[1]}"):
+                quantize._require_units(0)
+    finally:
+        quantize._require_units.cache_clear()
 
 
 def test_mm_fp4_without_an_input_scale_is_told_what_it_lacks():

@@ -85,6 +85,32 @@ def test_fp4_quantize_gives_the_contracts_bytes(monkeypatch):
     assert torch.equal(scales.view(torch.uint8), exact_scales.view(torch.uint8))
 
 
+def test_fp4_quantize_swizzles_and_writes_where_it_is_told(monkeypatch):
+    install(monkeypatch, "flashinfer-python", {"flashinfer:fp4_quantize": _fp4_quantize})
+    x, factor = torch.randn(2, 65, 80).bfloat16(), torch.tensor(0.25)
+    want = nvfp4_math.quantize_reference(x, factor, "swizzled_128x4")
+    out, scale_out = torch.zeros_like(want[0]), torch.zeros_like(want[1])
+    got = quantize.run_jit_cuda(x, global_scale=factor, layout="swizzled_128x4", out=out, scale_out=scale_out)
+    assert got[0] is out and got[1] is scale_out and torch.equal(out, want[0])
+    assert torch.equal(scale_out.view(torch.uint8), want[1].view(torch.uint8))
+    none = quantize.run_cutedsl(x[:0], global_scale=factor, layout="swizzled_128x4")
+    assert none[0].shape == (0, 65, 40) and none[1].shape == (0, 8)
+
+
+@pytest.mark.parametrize("layout", ["linear", "swizzled_128x4"])
+@pytest.mark.parametrize("word", ["cutlass", "cudnn", "cutedsl", "b12x"])
+def test_nvfp4_mm_gets_both_operands_as_the_contract_has_them(monkeypatch, word, layout):
+    calls = install(monkeypatch, "flashinfer-python", {"flashinfer:mm_fp4": _mm_fp4})
+    a, a_sf = nvfp4_math.quantize_reference(torch.randn(5, K), ONE, layout)
+    b, b_sf = nvfp4_math.quantize_reference(torch.randn(N, K), ONE, layout)
+    given = dict(a_sf=a_sf, b=b, b_sf=b_sf, alpha=torch.tensor(0.25), layout=layout)
+    out = getattr(nvfp4_gemm, f"mm_{word}")(a, None, **given)
+    assert out.dtype == torch.bfloat16
+    _close(out, nvfp4_math.mm_reference(a, **given), 0.005)
+    assert calls[0].bound["backend"] == {"cutedsl": "cute-dsl"}.get(word, word)
+    assert getattr(nvfp4_gemm, f"mm_{word}")(a[:0], None, **{**given, "a_sf": a_sf[:0]}).shape == (0, N)
+
+
 def _blocks(scales, rows, columns):
     return scales.repeat_interleave(128, 0)[:rows].repeat_interleave(128, 1)[:, :columns]
 
