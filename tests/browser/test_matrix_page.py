@@ -200,6 +200,9 @@ def test_the_other_views_show_kernels(see):
     assert see.status == "72 cells"
     assert see.columns == [f"M {m}" for m in TOKENS]
     assert "op_01, fp8_block · silu · bf16, kernelmux.op[triton]" in see.rows
+    picked = see.js("return [...document.querySelectorAll('#grid .pick')].map((e) => e.getAttribute('aria-label'))")
+    assert len(picked) == 3 * len(TOKENS), "the chosen kernel of each op, underlined"
+    assert picked[0] == "M 1: triton, ok, 87% of the roofline, chosen here"
     see.choose("show", "failed")
     assert see.status == "1 of 72 cells"
     see.click("#view label", "Compiled")

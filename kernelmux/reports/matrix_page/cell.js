@@ -144,11 +144,11 @@ function liveBlock(cells, cell, device, one, onCell, href) {
     table("Median time of a call in µs and its share of the roofline, by kernel and M", ["kernel", ...ms.map((m) => `M ${m}`)], rows, ms.map((_, i) => i + 1)));
 }
 
-/** The kernel a chosen cell took; of a live cell, what the chosen cell of the same question took. */
+/** The kernel that is chosen for the question of this cell. */
 function chosenKernel(cell) {
   if (kindOf[cell] === CHOSEN) return said(cell, "kernel");
   for (let other = 0; other < COUNT; other++) {
-    if (kindOf[other] === CHOSEN && caseOf[other] === caseOf[cell] && deviceOf[other] === deviceOf[cell] && mOf[other] === mOf[cell]) return said(other, "kernel");
+    if (caseOf[other] === caseOf[cell] && deviceOf[other] === deviceOf[cell] && mOf[other] === mOf[cell] && (kindOf[other] === CHOSEN || wasPicked(other))) return said(other, "kernel");
   }
   return null;
 }

@@ -51,7 +51,7 @@ const TILES = {
   roofline: (cell) => {
     const result = resultAt(cell), percent = result?.roofline_percent;
     if (percent === null || percent === undefined || RED.has(result.status)) return TILES.result(cell);
-    return [String(Math.round(percent)), `q${Math.max(0, Math.min(9, Math.floor(percent / 10)))}`];
+    return [percent > 0 && percent < 0.5 ? "<1" : String(Math.round(percent)), `q${Math.max(0, Math.min(9, Math.floor(percent / 10)))}`];
   },
   registers: (cell) => {
     const result = resultAt(cell);
@@ -208,7 +208,7 @@ class Grid {
     const [code, look] = mixed ? most(looks) : looks[0] ?? ["", ""];
     const red = slot.some((cell) => RED.has(resultAt(cell)?.status) || liveTrouble(cell));
     const gone = row.slots[c].length ? "out" : "empty";
-    tile.className = `tile ${slot.length ? look : gone}${mixed ? " mixed" : ""}${red ? " red" : ""}${start ? " start" : ""}`;
+    tile.className = `tile ${slot.length ? look : gone}${mixed ? " mixed" : ""}${red ? " red" : ""}${slot.some(wasPicked) ? " pick" : ""}${start ? " start" : ""}`;
     tile.textContent = code;
     if (mixed) tile.style.setProperty("--strip", strip(looks)); else if (tile.hasAttribute("style")) tile.removeAttribute("style");
     tile.setAttribute("aria-label", slot.length ? describe(slot) : gone === "out" ? "filtered out" : "not in this matrix");
@@ -344,6 +344,9 @@ for (let cell = 0; cell < COUNT; cell++) {
 /** Whether the kernel chosen here failed when it was run here. */
 const liveTrouble = (cell) => RED_CHOICES.size > 0 && RED_CHOICES.has(`${WORK[caseOf[cell]]}|${deviceOf[cell]}|${mOf[cell]}|${said(cell, "kernel")}`);
 
+/** Whether a live cell is of the kernel that is chosen there; the others can run, no more. */
+const wasPicked = (cell) => kindOf[cell] === LIVE && said(cell, "source") !== null && said(cell, "source") !== "accepted";
+
 /** Neighbouring Ms with one answer as one entry: [{from, to, cell}]. */
 function stretches(slot) {
   const found = [];
@@ -364,14 +367,14 @@ function answer(cell) {
   const result = resultAt(cell), backend = backendOf(cell).name;
   if (!result) return `${backend}${said(cell, "evidence") ? `, ${said(cell, "evidence")}` : ""}${liveTrouble(cell) ? ", failed here" : ""}`;
   const percent = typeof result.roofline_percent === "number" ? `, ${Math.round(result.roofline_percent)}% of the roofline` : "";
-  return `${backend}, ${result.status}${percent}`;
+  return `${backend}, ${result.status}${percent}${wasPicked(cell) ? ", chosen here" : ""}`;
 }
 
 const describe = (slot) => stretches(slot).map((one) => `${span(one)}: ${answer(one.from)}`).join("; ");
 
 function aboutDevice(device) {
   return [
-    device.torch_name, `capability ${architecture(device)}`, device.sm_count ? `${device.sm_count} SMs` : "",
+    device.torch_name, `capability ${architecture(device)}`, device.sm_count ? count(device.sm_count, "SM") : "",
     device.memory_gb ? `${device.memory_gb} GB` : "", device.bandwidth_gbs ? `${number(device.bandwidth_gbs)} GB/s` : "", device.note ?? "",
   ].filter(Boolean).join(" · ");
 }

@@ -42,7 +42,7 @@ function mark(i, x, y, tip) {
 
 function axes(x, y) {
   const bottom = BOX.height - BOX.bottom, right = BOX.width - BOX.right;
-  const form = (value) => (value >= 1000 ? value.toLocaleString("en") : String(Number(value.toPrecision(3))));
+  const form = (value) => (value >= 1e6 ? `${value / 1e6}M` : value >= 1000 ? value.toLocaleString("en") : String(Number(value.toPrecision(3))));
   return [
     y.ticks.map((tick) => [
       s("line", {class: "grid", x1: BOX.left, x2: right, y1: toY(y, tick), y2: toY(y, tick)}),

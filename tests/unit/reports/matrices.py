@@ -104,8 +104,8 @@ def small() -> Matrix:
                 made = Result("ok", registers=40, spills=spills, shared_bytes=4096, jobs=3, failed=0, arch="sm_90a")
                 cells.append(Cell(case, device.name, 0, stands, "compiled", made))
         for k, backend in enumerate(("triton", "jit_cuda", "torch")):
-            kernel = f"kernelmux.op[{backend}]"
-            stands = Outcome(backend, kernel, "none", "accepted", None, None, "it can run here", "measured")
+            kernel, source = f"kernelmux.op[{backend}]", "accepted" if k else "policy"
+            stands = Outcome(backend, kernel, "none", source, None, None, "it can run here", "measured")
             for m in TOKENS:
                 cells.append(Cell(case, "h100-sxm", m, stands, "live", _timed(op, k, m)))
     return Matrix(header(found, kinds=("chosen", "live", "compiled")), tuple(cells))
