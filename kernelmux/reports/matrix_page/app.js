@@ -156,7 +156,7 @@ function radios(name, pairs) {
 function chips(name, entries) {
   const root = byId(name), focused = root.contains(document.activeElement) ? document.activeElement.dataset.value : null;
   root.replaceChildren(...entries.map(({value, look, code: letters, n, text, title}) =>
-    h("button", {type: "button", class: "filter", "data-value": value, "aria-pressed": String(state[name].has(value)), title},
+    h("button", {type: "button", class: n || state[name].has(value) ? "filter" : "filter zero", "data-value": value, "aria-pressed": String(state[name].has(value)), title},
       h("i", {class: `tile ${look}`, "aria-hidden": "true"}, letters), h("span", {}, text), h("small", {}, n.toLocaleString("en")))));
   if (focused) [...root.children].find((button) => button.dataset.value === focused)?.focus();
 }

@@ -132,7 +132,7 @@ function liveBlock(cells, cell, device, one, onCell, href) {
   const ms = [...new Set(cells.map((other) => mOf[other]))].sort((a, b) => a - b);
   const at = new Map(cells.map((other) => [`${said(other, "kernel")}\n${mOf[other]}`, other]));
   const rows = kernels.map((kernel) => [
-    h("span", {}, code(kernel), kernel === chosen ? " (chosen)" : ""),
+    h("span", {title: kernel}, code(brief(kernel, one.op)), kernel === chosen ? " (chosen)" : ""),
     ...ms.map((m) => {
       const other = at.get(`${kernel}\n${m}`), result = other === undefined ? null : resultAt(other);
       if (!result) return "–";
@@ -157,7 +157,7 @@ function compiledBlock(cells, cell, onCell, href) {
   if (!cells.length || kindOf[cell] === COMPILED) return null;
   const rows = cells.map((other) => {
     const result = resultAt(other) ?? {};
-    return [opener(other, code(said(other, "kernel")), {onCell, href}), wordChip(result.status ?? "unknown"), result.arch ?? "–", result.registers ?? "–",
+    return [opener(other, code(brief(said(other, "kernel"), CASES[caseOf[other]].op)), {onCell, href}), wordChip(result.status ?? "unknown"), result.arch ?? "–", result.registers ?? "–",
       bytes(result.spills), bytes(result.shared_bytes)];
   });
   return block(`Compiled for ${architecture(DEVICES[deviceOf[cell]])}`,

@@ -88,6 +88,9 @@ function caseWords(one, withDtype = true) {
   return words.filter(Boolean).join(" · ");
 }
 
+/** A kernel's name where its op is known: "[triton]" of "kernelmux.rms_norm[triton]". */
+const brief = (kernel, op) => kernel.replace(`kernelmux.${op}`, "");
+
 const part = (text) => String(text ?? "").replaceAll("%", "%25").replaceAll("/", "%2F") || "-";
 
 /** The cell's identity over versions, as Cell.key gives it. */

@@ -141,7 +141,7 @@ class Grid {
     const shape = shapeWord(one.shape);
     const about = HEADER.ops?.find(({name}) => name === one.op)?.summary;
     return h("div", {role: "rowheader", class: "head", "aria-colindex": 1, "aria-label": full, title: [full, about, shape && `shape: ${shape}`].filter(Boolean).join("\n")},
-      h("b", {class: "op"}, one.op), h("span", {class: "case"}, kernel.replace(`kernelmux.${one.op}`, "") || words), kernel && words ? h("span", {class: "case more"}, words) : null);
+      h("b", {class: "op"}, one.op), h("span", {class: "case"}, brief(kernel, one.op) || words), kernel && words ? h("span", {class: "case more"}, words) : null);
   }
 
   /** Show the cells of `pass`, tiles as `mode` paints them. */
