@@ -21,7 +21,9 @@ from kernelmux.trust.subject import Subject
 REPLAY_US = 300.0
 FEWEST, MOST_CALLS = 2, 64
 L2_TURNS = 3
-ROUNDS = 15
+ROUNDS, FEWEST_ROUNDS = 15, 6
+BUDGET_US = 1e6  # of one timing: kernels that take milliseconds get fewer rounds
+_SLOW_US = 200.0
 _CPU_ROUNDS, _CPU_SAMPLE_S = 9, 2e-3
 
 
@@ -125,9 +127,12 @@ class Calls:
         self.chosen = chosen
         device = chosen.device
         estimate = max(2.0, (moved or 0.0) / max(1.0, device.bandwidth_gbs) * 1e-3)
+        once = self._once(x, rest, weights)
+        estimate = once if once > _SLOW_US else estimate  # of a short call most is the launch
         self.count = int(min(MOST_CALLS, max(FEWEST, REPLAY_US // estimate)))
+        self.rounds = int(min(ROUNDS, max(FEWEST_ROUNDS, BUDGET_US // (self.count * estimate))))
         l2 = max(device.l2_bytes, 1 << 20)
-        free = torch.cuda.mem_get_info()[0] if device.vendor != "cpu" else 1 << 30
+        free = torch.cuda.mem_get_info()[0]
         inputs = sum(tensor.numel() * tensor.element_size() for tensor in _tensors([x, rest]))
         sets = _copies(inputs, self.count, l2, free // 4)
         self.inputs = [(x, rest), *((_cloned(x), _cloned(rest)) for _ in range(sets - 1))]
@@ -139,7 +144,17 @@ class Calls:
             self.weights += [copy.deepcopy(weights) for _ in range(copies - 1)]
         self._graph: Any = None
         self._kept: list[Any] = []
-        self._wash = torch.ones(L2_TURNS * l2 // 4, device="cuda") if device.vendor != "cpu" else None
+        self._wash = torch.ones(L2_TURNS * l2 // 4, device="cuda")
+
+    def _once(self, x: Tensor, rest: dict[str, Any], weights: Any) -> float:
+        """Microseconds of one call, its launch included."""
+        self.chosen(x, weights, **rest)
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        self.chosen(x, weights, **rest)
+        end.record()
+        torch.cuda.synchronize()
+        return float(start.elapsed_time(end) * 1e3)
 
     def call(self, r: int) -> Any:
         x, rest = self.inputs[r % len(self.inputs)]
@@ -183,10 +198,9 @@ class Calls:
         """Microseconds of one call: of replays of the graph, or of calls one by one where there is none."""
         torch.cuda._sleep(int(20 * 1.7e6))  # 20 ms: clocks come up
         marks = []
-        for _ in range(ROUNDS + 1):
+        for _ in range(self.rounds + 1):
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            if self._wash is not None:
-                self._wash.amax()
+            self._wash.amax()
             start.record()
             if self._graph is not None:
                 self._graph.replay()

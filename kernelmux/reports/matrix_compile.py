@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from kernelmux.registry.registry import Registry
 
 OURS = ("triton", "jit_cuda")
+_ACTIVATION = "silu"  # what the hooks of experts compile
 _NOT_FOR_IT = ("capability", "vendor", "dtype", "scheme", "activation", "untrusted")  # the static matrix says so
 
 
@@ -132,6 +133,8 @@ def _questions(
         kernels = [k for k in known.kernels(op.name) if k.compile or (k.backend in OURS and _ours(k))]
         for device in devices:
             for case in cases(op, dtype_of(op, device), demands=False):
+                if case.activation not in (None, _ACTIVATION):
+                    continue
                 for kernel in kernels:
                     if not takes(
                         filters, op=case.op, scheme=case.scheme, variant=case.variant, dtype=case.dtype,

@@ -38,7 +38,7 @@ def _run(mode: str, x: Any, weights: Any = None, *, config: Any = None, out: Any
     if mode == "noisy":
         print('{"cell": 0, "result": {"status": "wrong"}}', flush=True)
     if mode == "slow":
-        time.sleep(2e-4)
+        time.sleep(2e-2)
     if mode == "zeros" or (mode == "odd" and x.shape[0] % 2):
         right = torch.zeros_like(right)
     if mode == "nan":
