@@ -21,7 +21,6 @@ from .activation_geometry import (
     alignment_of,
     choose,
     division,
-    memory_defines,
     most_threads,
 )
 from .compiler import vector_bytes
@@ -60,7 +59,7 @@ class Variant(Value):
             ("ACT", self.op.removesuffix("_and_mul")),
             ("DTYPE", DTYPES[dtype][0]),
             ("GATED", int(self.gated)),
-            *memory_defines(),
+            *geometry.memory,
             ("ROUNDS", 2 if self.order == "cast_before_mul" and self.gated else 1),
             ("STORES", geometry.stores.upper()),
             ("UNROLL", geometry.unroll),

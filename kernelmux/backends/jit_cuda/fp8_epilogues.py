@@ -21,7 +21,6 @@ from .activation_geometry import (
     choose,
     division,
     measured_row,
-    memory_defines,
 )
 from .activations import COMMON_H, COMMON_M, DTYPES, Defines, geometry_of, sizes
 from .compiler import vector_bytes
@@ -126,7 +125,7 @@ def block_defines(dtype: str, geometry: Geometry, elements: int, alignment: int,
         ("DTYPE", name),
         ("ELEMENTS", elements),
         ("EPILOGUE", "BLOCK_SCALES"),
-        *memory_defines(),
+        *activation_geometry.FP8,
         ("OUT_BYTES", min(elements, alignment_out)),
         ("QUICK", QUICK[BLOCKS]),
         ("STORES", geometry.stores.upper()),
@@ -283,7 +282,7 @@ def row_defines(
         ("EPILOGUE", "ROW_SCALES"),
         ("HIDDEN", hidden),
         ("LANES", geometry.lanes),
-        *memory_defines(),
+        *activation_geometry.FP8,
         ("LONG", int(geometry.long)),
         ("OUT_BYTES", min(elements, alignment_out)),
         ("QUICK", QUICK[ROWS]),
