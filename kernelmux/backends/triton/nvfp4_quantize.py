@@ -14,12 +14,11 @@ from ...contracts.tensor_checks import row_stride
 from ...errors import BadShape
 from . import jit_guard
 from . import nvfp4_quantize_kernels as kernels
+from .nvfp4_quantize_rules import geometry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WIDTH = 1024  # columns a program takes, less for short rows
-VALUES = 2048  # values a program takes
 MOST_NORM_WIDTH = 32768
 
 
@@ -75,17 +74,6 @@ def rms_norm(
     return _launch(
         kernels.rms_norm_nvfp4_rows, x, h, global_scale, layout, out, scale_out, numbers, weight.contiguous()
     )
-
-
-def _power_of_two(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()
-
-
-def geometry(m: int, k: int, whole_rows: bool) -> tuple[int, int, int]:
-    """(rows, columns, warps) of a program."""
-    width = max(16, _power_of_two(k)) if whole_rows else min(WIDTH, max(16, _power_of_two(k)))
-    rows = max(1, min(VALUES // width, _power_of_two(m)))
-    return rows, width, max(1, min(16 if whole_rows else 4, rows * width // 512))
 
 
 def _launch(
