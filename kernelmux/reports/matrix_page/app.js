@@ -52,6 +52,9 @@ function filtered(state) {
   const caseGood = Uint8Array.from(CASES, (one) => (!state.op || one.op === state.op) && (!state.scheme || one.scheme === state.scheme) && (!state.dtype || (one.dtype ?? "") === state.dtype) ? 1 : 0);
   const deviceGood = Uint8Array.from(DEVICES, (device) => (!state.arch || architecture(device) === state.arch ? 1 : 0));
   const m = state.m === "" ? null : Number(state.m), show = SHOW[state.show];
+  const backendGood = BACKEND_OF.map(({name}) => !state.backend.size || state.backend.has(name)), plain = new Int32Array(OUTCOMES.length);
+  const wordIn = (word) => !state.word.size || state.word.has(word), evidenceGood = EVIDENCE_OF.map(wordIn);
+  const add = (counts, name, n) => counts.set(name, (counts.get(name) ?? 0) + n);
   let shown = 0, all = 0;
   for (let cell = 0; cell < COUNT; cell++) {
     if (kindOf[cell] !== state.kind) continue;
@@ -59,12 +62,17 @@ function filtered(state) {
     if (!caseGood[caseOf[cell]] || !deviceGood[deviceOf[cell]] || (m !== null && mOf[cell] !== m)) continue;
     if (searched.found && !searched.found[cell]) continue;
     if (show && !show(cell)) continue;
-    const backend = backendOf(cell).name, word = wordOf(cell);
-    const backendGood = !state.backend.size || state.backend.has(backend), wordGood = !state.word.size || state.word.has(word);
-    if (wordGood) backends.set(backend, (backends.get(backend) ?? 0) + 1);
-    if (backendGood) words.set(word, (words.get(word) ?? 0) + 1);
-    if (backendGood && wordGood) { pass[cell] = 1; shown++; }
+    const outcome = outcomeOf[cell], ran = resultOf[cell] >= 0;
+    const wordGood = ran ? wordIn(wordOf(cell)) : evidenceGood[outcome];
+    if (backendGood[outcome] && wordGood) { pass[cell] = 1; shown++; }
+    if (!ran) { plain[outcome]++; continue; }
+    if (wordGood) add(backends, backendOf(cell).name, 1);
+    if (backendGood[outcome]) add(words, wordOf(cell), 1);
   }
+  plain.forEach((n, outcome) => {
+    if (n && evidenceGood[outcome]) add(backends, BACKEND_OF[outcome].name, n);
+    if (n && backendGood[outcome]) add(words, EVIDENCE_OF[outcome], n);
+  });
   return {pass, shown, all, backends, words};
 }
 

@@ -39,14 +39,17 @@ const resultAt = (cell) => (resultOf[cell] < 0 ? null : RESULTS[resultOf[cell]])
 /** The word a cell is counted under: what is known of its kernel, or how that did. As Matrix.counts. */
 function wordOf(cell) {
   const result = resultAt(cell);
-  return result ? result.status : said(cell, "evidence") ?? "none";
+  return result ? result.status : EVIDENCE_OF[outcomeOf[cell]];
 }
 
 // -- backends: each has a letter code beside its colour
 
 const BACKENDS = new Map(DATA.backends.map(([name, code, look]) => [name, {name, code, look}]));
 const NO_BACKEND = {name: "no kernel", code: "×", look: "none"};
-const backendOf = (cell) => { const name = said(cell, "backend"); return name === null ? NO_BACKEND : BACKENDS.get(name); };
+const backendOf = (cell) => BACKEND_OF[outcomeOf[cell]];
+/** By outcome, so that a filter asks once for what thousands of cells share. */
+const BACKEND_OF = OUTCOMES.map((row) => BACKENDS.get(TEXTS[row[FIELD.backend]]) ?? NO_BACKEND);
+const EVIDENCE_OF = OUTCOMES.map((row) => TEXTS[row[FIELD.evidence]] ?? "none");
 
 const WORDS = {
   measured: {code: "M", look: "measured", means: "ran on a GPU of this capability and was checked against the reference"},

@@ -8,6 +8,7 @@ const byM = (slot) => (slot.every((cell, i) => i === 0 || mOf[slot[i - 1]] <= mO
 
 /** Cases that differ in dtype alone share a row where no place has both: each GPU has its own default. */
 const rowOfCase = [CHOSEN, LIVE, COMPILED].map((kind) => {
+  if (!kindOf.includes(kind)) return null;
   const bare = new Map(), group = CASES.map((one) => {
     const key = [one.op, one.scheme, one.variant, shapeWord(one.shape)].join("\n");
     if (!bare.has(key)) bare.set(key, bare.size);
@@ -84,8 +85,9 @@ class Grid {
       if (kindOf[cell] !== kind) continue;
       const row = layout.row(cell), col = layout.column(cell);
       let into = rows.get(row), column = columns.get(col);
-      if (!into) rows.set(row, into = {cell, found: []});
+      if (!into) rows.set(row, into = {cell, found: [], cases: new Set()});
       if (!column) columns.set(col, column = {cell, i: columns.size});
+      if (caseOf[cell] !== caseOf[into.cell]) into.cases.add(caseOf[cell]).add(caseOf[into.cell]);
       const slot = into.found[column.i];
       if (slot) slot.push(cell); else into.found[column.i] = [cell];
     }
@@ -135,8 +137,7 @@ class Grid {
 
   rowHead(row, one) {
     const kernel = this.kind === CHOSEN ? "" : said(row.cell, "kernel") ?? "no kernel";
-    const dtypes = new Set(row.slots.flat().map((cell) => CASES[caseOf[cell]].dtype));
-    const words = caseWords(one, dtypes.size < 2);
+    const words = caseWords(one, row.cases.size < 2);
     const full = `${one.op}${words ? `, ${words}` : ""}${kernel ? `, ${kernel}` : ""}`;
     const shape = shapeWord(one.shape);
     const about = HEADER.ops?.find(({name}) => name === one.op)?.summary;
