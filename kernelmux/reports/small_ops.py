@@ -120,7 +120,14 @@ def page(
     ]
     if result is not None:
         rows = result["rows"]
-        parts += ["## Beside their peers", *_words(result), "### In short", _short(rows), *_misses(rows)]
+        parts += [
+            "## Beside their peers",
+            *_words(result),
+            *filter(None, [text(result.get("note", ""))]),
+            "### In short",
+            _short(rows),
+            *_misses(rows),
+        ]
     parts += [part for run in rounding for part in _rounding(run)]
     if pairs is not None:
         parts += _pairs(pairs)

@@ -24,7 +24,7 @@ MOST_ACCESSES = 2**31  # of one launch; the kernel's numbers have 32 bits
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 MEASURED = Path(__file__).with_name("activation_geometries.json")
 
-# As csrc/common.cuh names them. LOADS: KEEP, STREAM, FIRST. LAUNCH (when the next kernel may come in): EARLY, LATE, ENDED.
+# As csrc/common.cuh names them. LOADS: KEEP, STREAM, FIRST. LAUNCH: EARLY, LATE, ENDED, the next kernel's coming in.
 # On an H200: with much to do, loads that stay in the L1 are 5 to 10% faster than those that pass it by. With little,
 # the next kernel must come in early (late costs 45% at one token), and loads that pass by are up to 8% faster. The
 # fp8 epilogues are within 1% of their best with EARLY and KEEP at every size.

@@ -21,9 +21,10 @@ _HERE = "kernelmux.backends.jit_cuda"
 _PROMISES = frozenset({"deterministic", "batch_invariant", "no_fast_math"})
 _FLOATS = DtypeIn(frozenset({"bfloat16", "float16", "float32"}))
 # tests/unit/backends/test_jit_activations.py compiles them for these.
-_EVIDENCE: Mapping[Capability | str, str] = dict.fromkeys(
-    capabilities("8.0", "8.9", "9.0", "10.0", "10.3", "12.0"), "compiled"
-)
+_EVIDENCE: Mapping[Capability | str, str] = {
+    **dict.fromkeys(capabilities("8.0", "8.9", "10.0", "10.3", "12.0"), "compiled"),
+    **dict.fromkeys(capabilities("9.0"), "measured"),  # an H200: tests/gpu/test_small_ops_gpu.py
+}
 
 
 def _kernel(op: str, module: str, variant: str, numerics: Numerics, *words: str) -> Kernel:
