@@ -11,7 +11,7 @@ from ..triton import nvfp4_weight_only
 from ..triton.nvfp4_configs import few_at
 from ..triton.nvfp4_planes import PlanesWeights, prepare
 from . import driver, launch
-from .nvfp4_gemv_rules import ENTRY, MOST_TOKENS, SOURCE, GemvTile, candidates, defines, fault, heuristic
+from .nvfp4_gemv_rules import ENTRY, MOST_TOKENS, SOURCE, GemvTile, candidates, defines, fault, fitted, heuristic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -56,11 +56,19 @@ def run(
 
 
 def run_any(x: Tensor, weights: PlanesWeights, *, config: Any = None, out_dtype: torch.dtype | None = None) -> Tensor:
-    """x of any number of rows: few here, more by the Triton kernel. ``config`` is either's launch."""
+    """x of any number of rows: few here, more by the Triton kernel. ``config`` is either's launch.
+
+    One that was chosen for other sizes is made to fit these; where it cannot be, the sizes' own is taken.
+    """
     m = x.numel() // x.shape[-1] if x.shape[-1] else 0
     tile = config.at(m) if hasattr(config, "at") else config
-    if tile is None and x.is_cuda and 0 < m <= MOST_TOKENS:
-        index = x.device.index if x.device.index is not None else torch.cuda.current_device()
+    if not x.is_cuda:
+        return nvfp4_weight_only.run(x, weights, config=tile, out_dtype=out_dtype)
+    index = x.device.index if x.device.index is not None else torch.cuda.current_device()
+    if isinstance(tile, GemvTile):
+        tile = fitted(tile, weights.k)
+        tile = tile if fault(tile, m, weights.k, driver.capability(index)) is None else None
+    if tile is None and 0 < m <= MOST_TOKENS:
         sms = torch.cuda.get_device_properties(index).multi_processor_count
         tile = few_at(m, weights.n, weights.k, sms, driver.capability(index))
     if isinstance(tile, GemvTile):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..triton.nvfp4_shape import CHUNK
 
@@ -71,6 +71,12 @@ def fault(tile: GemvTile, m: int, k: int, capability: tuple[int, int]) -> str | 
     if tile.shared_bytes(m, k) > room:
         return f"{tile.shared_bytes(m, k)} B of shared memory for x of K={k}; {room} are there"
     return None
+
+
+def fitted(tile: GemvTile, k: int) -> GemvTile:
+    """The launch for a weight of this K, where it was chosen for another: no more blocks a cluster than chunks."""
+    most = max(size for size in CLUSTERS if size == 1 or size <= -(-k // CHUNK))
+    return tile if tile.cluster <= most else replace(tile, cluster=most)
 
 
 def candidates(m: int, n: int, k: int, capability: tuple[int, int]) -> Iterator[GemvTile]:

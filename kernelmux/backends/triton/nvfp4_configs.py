@@ -18,7 +18,7 @@ from ...registry.value import Value
 from ..jit_cuda import nvfp4_gemv_rules as gemv
 from ..jit_cuda.nvfp4_gemv_rules import GemvTile
 from . import nvfp4_native_rules as native
-from .nvfp4_rules import Nvfp4Tile, heuristic, most_split
+from .nvfp4_rules import Nvfp4Tile, fitted, heuristic
 
 if TYPE_CHECKING:
     from ...device import Device
@@ -57,11 +57,12 @@ def measured(kind: str, m: int, n: int, k: int, capability: tuple[int, int]) -> 
     if kind == "gemv" and m > counts[-1]:
         return None
     tile = found[near][min((count for count in counts if count >= m), default=counts[-1])]
-    if near == (n, k) or isinstance(tile, GemvTile):
+    if isinstance(tile, GemvTile):
+        return gemv.fitted(tile, k)
+    if near == (n, k):
         return tile
-    split = round(tile.split * -(-near[0] // tile.block_n) / -(-n // tile.block_n))
-    split = max(1, min(split, most_split(k)))
-    return replace(tile, split=split, pdl=tile.pdl and split > 1)
+    split = max(1, round(tile.split * -(-near[0] // tile.block_n) / -(-n // tile.block_n)))
+    return fitted(replace(tile, split=split, pdl=tile.pdl and split > 1), k)
 
 
 @lru_cache(maxsize=4096)

@@ -13,7 +13,7 @@ from ...errors import BadShape, UsageError
 from . import jit_guard
 from . import nvfp4_native_kernels as kernels
 from .nvfp4_native_arguments import native_arguments
-from .nvfp4_native_rules import NativeTile, heuristic, most_split
+from .nvfp4_native_rules import NativeTile, fitted, heuristic, most_split
 from .nvfp4_quantize import quantize
 from .nvfp4_weight_only import SUM_BLOCK
 from .nvfp4_weight_only_kernels import nvfp4_sum_parts
@@ -107,7 +107,7 @@ def _product(
         if tile is None:
             sms, capability = _facts(a.device.index or 0)
             tile = heuristic(m, n, k, capability, sms)
-        _launch(tile, a, a_scale, b, b_scale, alpha, out, k)
+        _launch(fitted(tile, k), a, a_scale, b, b_scale, alpha, out, k)
     return out
 
 

@@ -60,6 +60,12 @@ def most_split(k: int, block_k: int) -> int:
     return -(-k // block_k)
 
 
+def fitted(tile: NativeTile, k: int) -> NativeTile:
+    """The launch for operands of this K, where it was chosen for another: no more parts than K has."""
+    most = most_split(k, tile.block_k)
+    return tile if tile.split <= most else replace(tile, split=1 << (most.bit_length() - 1))
+
+
 def candidates(m: int, n: int, k: int, capability: tuple[int, int], sms: int) -> Iterator[NativeTile]:
     """Launches worth timing at this size."""
     kind = family(capability)

@@ -55,10 +55,35 @@ def most_split(k: int) -> int:
     return -(-k // CHUNK)
 
 
+def fault(tile: Nvfp4Tile, n: int, k: int, capability: tuple[int, int]) -> str | None:
+    """Why this launch cannot be for a weight [n, k]; None where it can."""
+    if tile.kind == "decode":
+        return None if 1 <= tile.pieces <= max(1, n) else f"a weight of {n} rows in {tile.pieces} pieces"
+    if not 1 <= tile.split <= most_split(k):
+        return f"{tile.short()} cuts K={k} into {tile.split} parts of {CHUNK}: there are fewer."
+    if tile.pdl and (tile.split == 1 or capability < (9, 0)):
+        return f"{tile.short()}: a second kernel launched early, where there is none or before 9.0"
+    room = _room(capability)
+    if tile.shared_bytes(capability) > room:
+        return f"{tile.short()} takes {tile.shared_bytes(capability)} B of shared memory; {room} are there"
+    return None
+
+
+def fitted(tile: Nvfp4Tile, k: int) -> Nvfp4Tile:
+    """The launch for a weight of this K, where it was chosen for another: no more parts than K has."""
+    split = max(1, min(tile.split, most_split(k)))
+    return tile if split == tile.split else replace(tile, split=split, pdl=tile.pdl and split > 1)
+
+
+def _room(capability: tuple[int, int]) -> int:
+    """Shared memory that a block of a launch may take."""
+    return {(8, 0): 163, (9, 0): 227, (10, 0): 225, (10, 3): 225}.get(capability, 99) * 1024
+
+
 def candidates(m: int, n: int, k: int, capability: tuple[int, int]) -> Iterator[Nvfp4Tile]:
     """Launches worth timing at this size; the first is not special."""
     hopper = capability == (9, 0)
-    room = {(8, 0): 163, (9, 0): 227, (10, 0): 225, (10, 3): 225}.get(capability, 99) * 1024
+    room = _room(capability)
     pdls = (False, True) if hopper else (False,)
     splits = [s for s in (1, 2, 3, 4, 8) if s <= most_split(k)]
     found: set[Nvfp4Tile] = set()

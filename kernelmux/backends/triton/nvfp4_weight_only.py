@@ -17,7 +17,7 @@ from . import nvfp4_weight_only_kernels as kernels
 from .nvfp4_arguments import gemm_arguments
 from .nvfp4_configs import tile_at
 from .nvfp4_planes import PlanesWeights, prepare
-from .nvfp4_rules import Nvfp4Tile, most_split
+from .nvfp4_rules import Nvfp4Tile, fitted, most_split
 from .nvfp4_shape import CHUNK, WORDS
 
 if TYPE_CHECKING:
@@ -45,7 +45,10 @@ def run(
     config: Any = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Return [..., N] in out_dtype or x's dtype. Two calls with the same operands agree to the bit."""
+    """Return [..., N] in out_dtype or x's dtype. Two calls with the same operands agree to the bit.
+
+    A ``config`` that was chosen for a larger K is made to fit this one.
+    """
     dtype = out_dtype or x.dtype
     if x.dim() < 1 or x.shape[-1] != weights.k:
         raise BadShape(f"nvfp4_gemm: these weights take x [..., {weights.k}]; got {list(x.shape)}.")
@@ -60,7 +63,7 @@ def run(
         tile = config.at(m) if hasattr(config, "at") else config
         if tile is None:
             tile = tile_at(m, weights.n, weights.k, *_facts(x.device.index or 0))
-        launch(rows, weights, out, tile)
+        launch(rows, weights, out, fitted(tile, weights.k))
     return out.reshape(*x.shape[:-1], weights.n)
 
 

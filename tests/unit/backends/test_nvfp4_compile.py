@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from kernelmux.backends.triton.nvfp4_rules import DECODE, Nvfp4Tile, candidates, heuristic, most_split
+from kernelmux.backends.triton.nvfp4_rules import DECODE, Nvfp4Tile, candidates, fault, heuristic, most_split
 
 pytest.importorskip("triton", reason="Triton compiles")
 
@@ -68,6 +68,7 @@ def test_candidates_fit_and_hold_the_choice():
             found = list(candidates(m, n, k, (9, 0)))
             assert len(found) == len(set(found)) and all(tile.split <= most_split(k) for tile in found)
             assert any(tile.kind == "decode" for tile in found) == (m > 64)
+            assert all(fault(tile, n, k, (9, 0)) is None for tile in found)
     assert most_split(272) == 2
 
 
