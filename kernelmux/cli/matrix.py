@@ -86,6 +86,7 @@ def _output_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--shard", type=ShardParam(), help="Only part I of N; join them with `matrix merge`.")
 @click.option("--resume", is_flag=True, help="Live, compile-only: go on where a run of the same plan was stopped.")
 @click.option("--time-limit", default=60.0, show_default=True, type=click.FloatRange(0.1), help="Seconds of one step.")
+@click.option("--budget", type=click.FloatRange(0.1), help="Seconds for all: what is left then is not run.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes at a time.  [default: 4 live, one a core compiling]")
 @_output_options
 @click.option("--json", "as_json", is_flag=True, help="As --format json.")
@@ -105,6 +106,7 @@ def matrix(
     shard: tuple[int, int] | None,
     resume: bool,
     time_limit: float,
+    budget: float | None,
     jobs: int | None,
     debug: bool,
     **output: Any,
@@ -121,6 +123,8 @@ def matrix(
         raise UsageError("--packages describes another environment, and --live runs what is installed here.")
     if sources and (live or compile_only or packages or devices or tokens or shard or resume):
         raise UsageError("--from reads a matrix that was made; only --filter and how to show it go with it.")
+    if budget is not None and not (live or compile_only):
+        raise UsageError("--budget is for --live and --compile-only: the static matrix takes seconds.")
     if resume and not (live or compile_only):
         raise UsageError("--resume is for --live and --compile-only: the static matrix takes seconds.")
     baseline = judged(output, sources)  # read and checked before anything is made
@@ -136,12 +140,19 @@ def matrix(
             from kernelmux.reports.matrix_live import live as run_live
 
             found = run_live(
-                devices[0] if devices else "cuda:0", resume=resume, limit_s=time_limit, jobs=jobs or 4, **options
+                devices[0] if devices else "cuda:0",
+                resume=resume,
+                limit_s=time_limit,
+                budget_s=budget,
+                jobs=jobs or 4,
+                **options,
             )
         elif compile_only:
             from kernelmux.reports.matrix_compile import compiled
 
-            found = compiled(_devices(devices), resume=resume, limit_s=time_limit, jobs=jobs, **options)
+            found = compiled(
+                _devices(devices), resume=resume, limit_s=time_limit, budget_s=budget, jobs=jobs, **options
+            )
         else:
             from kernelmux.reports.matrix_static import static
 

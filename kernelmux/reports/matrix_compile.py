@@ -52,6 +52,7 @@ def compiled(
     shard: tuple[int, int] | None = None,
     resume: bool = False,
     limit_s: float = 60.0,
+    budget_s: float | None = None,
     jobs: int | None = None,
     say: Progress = lambda text: None,
 ) -> Matrix:
@@ -86,7 +87,7 @@ def compiled(
             first += len(group)
         left, red = len(blank) - len(done), 0
         width = jobs or max(1, os.cpu_count() or 1)
-        for answer in run(work, width=width, limit_s=limit_s):
+        for answer in run(work, width=width, limit_s=limit_s, budget_s=budget_s):
             result = msgspec.convert(answer.result, Result)
             done[answer.cell] = result
             journal.keep(blank[answer.cell].key, result)
@@ -94,13 +95,17 @@ def compiled(
             words = result.explanation[:120] if result.status != "ok" else f"{result.registers} registers"
             failed = f", {red} failed" if red else ""
             say(f"{blank[answer.cell].title}: {result.status}, {words}; {left} left{failed}")
-        cells = [msgspec.structs.replace(cell, result=done[number]) for number, cell in enumerate(blank)]
+        if left:
+            say(f"the {budget_s:g} s of --budget are spent: {left} cells were not run; --resume runs them")
+        spent = Result("skipped", f"not run: the {budget_s or 0:g} s of --budget were spent before")
+        cells = [msgspec.structs.replace(cell, result=done.get(number, spent)) for number, cell in enumerate(blank)]
         head = header(
             known, targets, facts, {cell.case.op for group in asked for cell, _ in group}, kinds=("compiled",),
             tokens=(), plan=plan, shard=shard, filters=filters, compilers=compilers(),
             seconds=time.perf_counter() - begun,
         )  # fmt: skip
-        journal.done()
+        if not left:
+            journal.done()
         kept = [cell for cell in cells if takes_cell(filters, cell)]
         return Matrix(head, in_order(kept, [device.name for device in targets]))
 

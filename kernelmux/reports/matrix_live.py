@@ -58,6 +58,7 @@ def live(
     shard: tuple[int, int] | None = None,
     resume: bool = False,
     limit_s: float = 60.0,
+    budget_s: float | None = None,
     jobs: int = 4,
     say: Progress = lambda text: None,
 ) -> Matrix:
@@ -89,7 +90,7 @@ def live(
             lock = _lock(device, folder)
             work = _jobs(mine, done, spec, lock, limit_s)
             left, red = len(blank) - len(done), 0
-            for answer in run(work, width=jobs, limit_s=limit_s, environment=_environment(device)):
+            for answer in run(work, width=jobs, limit_s=limit_s, environment=_environment(device), budget_s=budget_s):
                 result = msgspec.convert(answer.result, Result)
                 if result.status != "ok" and not result.explanation:
                     result = msgspec.structs.replace(result, explanation=EXPLANATION)
@@ -97,14 +98,18 @@ def live(
                 journal.keep(blank[answer.cell].key, result)
                 left, red = left - 1, red + (result.status in RED)
                 say(f"{_told(blank[answer.cell], result)}; {left} cells left" + (f", {red} failed" if red else ""))
-        cells = [msgspec.structs.replace(cell, result=done[number]) for number, cell in enumerate(blank)]
+        if left:
+            say(f"the {budget_s:g} s of --budget are spent: {left} cells were not run; --resume runs them")
+        spent = Result("skipped", f"not run: the {budget_s or 0:g} s of --budget were spent before")
+        cells = [msgspec.structs.replace(cell, result=done.get(number, spent)) for number, cell in enumerate(blank)]
         cells = [cell for cell in cells if takes_cell(filters, cell)]
         names = {question.case.op for question in asked}
         head = header(
             known, [device], facts, names, kinds=("live",), tokens=tuple(tokens), plan=plan, shard=shard,
             filters=filters, seconds=time.perf_counter() - begun,
         )  # fmt: skip
-        journal.done()
+        if not left:
+            journal.done()
         return Matrix(head, in_order(cells, [device.name]))
 
 

@@ -66,16 +66,18 @@ def run(
     environment: dict[str, str] | None = None,
     started: Callable[[Job], None] = lambda job: None,
     start_s: float = START_S,
+    budget_s: float | None = None,
 ) -> Iterator[Answer]:
     """Answers as they come, ``width`` probes at a time. A cell at which a probe died is red; the rest is asked again.
 
-    Ends its probes when it is closed or interrupted.
+    Ends its probes when it is closed or interrupted, and after ``budget_s`` seconds: some cells have no answer then.
     """
+    stop = float("inf") if budget_s is None else time.monotonic() + budget_s
     waiting = [(job, list(job.cells)) for job in reversed(jobs)]
     running: list[_Running] = []
     with selectors.DefaultSelector() as selector:
         try:
-            while waiting or running:
+            while (waiting or running) and time.monotonic() < stop:
                 while waiting and len(running) < width:
                     job, left = waiting.pop()
                     started(job)
@@ -84,7 +86,7 @@ def run(
                     selector.register(one.process.stdout, selectors.EVENT_READ, one)
                     running.append(one)
                 soonest = min(one.deadline for one in running)
-                ready = selector.select(max(0.0, min(1.0, soonest - time.monotonic())))
+                ready = selector.select(max(0.0, min(1.0, soonest - time.monotonic(), stop - time.monotonic())))
                 for key, _ in ready:
                     one = key.data
                     ended = yield from _read(one)

@@ -118,6 +118,14 @@ def test_a_run_that_was_stopped_goes_on(toys: None, monkeypatch: pytest.MonkeyPa
         relu2(resume=True)
 
 
+def test_a_budget_leaves_the_rest_for_later(toys: None) -> None:
+    found = relu2(f"{TOY},{name('hang')}", tokens=(1,), budget_s=12.0, limit_s=60.0)
+    status = {cell.outcome.kernel: cell.result for cell in found.cells}
+    hung = status[name("hang")]
+    assert hung is not None and hung.status == "skipped" and "--budget" in hung.explanation
+    assert len(list(matrix_journal.folder().iterdir())) == 1
+
+
 def test_what_cannot_be_is_said(toys: None) -> None:
     with pytest.raises(UsageError, match="no cell is left"):
         relu2("none.such[kernel]")
