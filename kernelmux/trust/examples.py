@@ -19,8 +19,11 @@ from .subject import ODD_FLOOR, Subject, as_tuple, limits_of, place
 
 def examples(selection: Selection) -> Iterator[Subject]:
     """Each example of the op that this kernel can run, its rows taken in turn for any number of rows."""
+    from ..contracts.nvfp4_judge import as_judged
+
     op, problem = selection.op, selection.problem
     reference, where = load(op.reference), place(selection)
+    promises = selection.declaration.numerics.promises
     check = load(op.check) if op.check else None
     if op.scheme_of is None and problem.scheme.name != "none":
         return  # examples of what is quantized would say so
@@ -59,7 +62,7 @@ def examples(selection: Selection) -> Iterator[Subject]:
             return made
 
         def want(given: Mapping[str, Any], weights: Mapping[str, Tensor] = weights) -> tuple[Tensor, ...]:
-            return as_tuple(reference(**given, **weights))
+            return as_tuple(reference(**as_judged(promises, {**given, **weights})))
 
         yield Subject(sizes, weights, call, want, limits_of(op, problem, ODD_FLOOR), own_m=own)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..measure.small_point import _scalar, arguments, small_ops, widening
-from ..policies.selection import Selection, is_weight_only
+from ..policies.selection import Selection
 from ..registry.lazy import load
 from .examples import examples
 from .experts import expert_caps, fused_moe
@@ -98,11 +98,10 @@ def _router_gemm(selection: Selection, sizes: Mapping[str, int]) -> Subject:
 
 def _gemm(
     selection: Selection, sizes: Mapping[str, int], draw: Draw, weights: Mapping[str, Tensor],
-    options: Callable[[int], dict[str, Any]], limits: Limits, without: tuple[str, ...] = (),
+    options: Callable[[int], dict[str, Any]], limits: Limits, judged: Mapping[str, Any] | None = None,
 ) -> Subject:  # fmt: skip
-    """x [M, K] times weights; ``without``: weights that the kernel does not read, so that they count for nothing."""
-    reference = load(selection.op.reference)
-    read = {name: tensor for name, tensor in weights.items() if name not in without}
+    """x [M, K] times weights; ``judged``: what the reference takes in their place."""
+    reference, read = load(selection.op.reference), weights if judged is None else judged
 
     def call(m: int, mixed: bool, nth: int) -> dict[str, Any]:
         return {"x": draw.rows(m, sizes["K"], mixed), **options(nth)}
@@ -134,6 +133,7 @@ def _fp8_gemm(selection: Selection, sizes: Mapping[str, int]) -> Subject:
 
 
 def _nvfp4_gemm(selection: Selection, sizes: Mapping[str, int]) -> Subject:
+    from ..contracts.nvfp4_judge import as_judged
     from ..contracts.nvfp4_math import quantize_reference
 
     draw, problem = drawing(selection), selection.problem
@@ -143,9 +143,8 @@ def _nvfp4_gemm(selection: Selection, sizes: Mapping[str, int]) -> Subject:
     weights = {"w": w, "w_scale": w_scale, "w_global_scale": factor}
     if problem.scheme.name == "nvfp4":
         weights["input_scale"] = torch.tensor(LARGEST_X / (448 * 6), device=draw.device, dtype=torch.float32)
-    unread = ("input_scale",) if is_weight_only(selection.declaration, problem) else ()
-    limits = limits_of(selection.op, problem, ODD_FLOOR)
-    return _gemm(selection, sizes, draw, weights, lambda nth: {}, limits, unread)
+    read = as_judged(selection.declaration.numerics.promises, weights)
+    return _gemm(selection, sizes, draw, weights, lambda nth: {}, limits_of(selection.op, problem, ODD_FLOOR), read)
 
 
 def _nvfp4_quantize(selection: Selection, sizes: Mapping[str, int]) -> Subject:
