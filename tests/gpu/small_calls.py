@@ -7,7 +7,7 @@ from kernelmux.device import detect
 from kernelmux.errors import BadShape
 from kernelmux.measure import small_check
 from kernelmux.measure.small_contestants import run_arguments
-from kernelmux.measure.small_point import Inputs, arguments, small_ops, widening
+from kernelmux.measure.small_point import GLOBAL_SCALE, Inputs, _scalar, arguments, small_ops, widening
 from kernelmux.quant import Scheme
 from kernelmux.registry import Problem, Rejected
 from kernelmux.registry.discovery import registry
@@ -20,6 +20,7 @@ KERNELS = [kernel for op in OPS for kernel in KNOWN.kernels(op.name)]
 OURS = [k for k in KERNELS if k.name.startswith("kernelmux.") and k.backend in ("jit_cuda", "triton")]
 DTYPES = ("bfloat16", "float16", "float32")
 SENTINEL = 0x5A
+DEVICE = "cuda"
 
 
 def refusal(kernel, dtype, m, h):
@@ -36,14 +37,14 @@ def rows_like(m, width, dtype, lies="packed"):
     """
     extra = {"packed": 0, "misaligned": 0, "strided": 64, "odd": 1, "odd misaligned": 1}[lies]
     start = 1 if "misaligned" in lies else 0
-    base = torch.empty(start + max(m, 1) * (width + extra), device="cuda", dtype=dtype)
+    base = torch.empty(start + max(m, 1) * (width + extra), device=DEVICE, dtype=dtype)
     base.view(torch.uint8).fill_(SENTINEL)
     return base.as_strided((m, width), (width + extra, 1), start), base
 
 
 def fill(rows, scale=1.0, mean=0.0, seed=0):
-    generator = torch.Generator(device="cuda").manual_seed(seed)
-    values = torch.empty(rows.shape, device="cuda", dtype=torch.float32).normal_(mean, scale, generator=generator)
+    generator = torch.Generator(device=DEVICE).manual_seed(seed)
+    values = torch.empty(rows.shape, device=DEVICE, dtype=torch.float32).normal_(mean, scale, generator=generator)
     return rows.copy_(values)
 
 
@@ -55,7 +56,9 @@ def inputs(op, m, h, dtype, lies="packed", out_lies="packed", seed=0, **options)
         if what == "Tensor?":
             given[name] = options.get(name)
         elif what != "Tensor":
-            given[name] = options.get(name, {"int": int, "float": float}[what](default))
+            given[name] = options.get(name, _scalar(what, default))
+        elif name == "global_scale":  # of what is about 1 in size
+            given[name] = torch.tensor([options.get(name, GLOBAL_SCALE)], device=DEVICE)
         elif name in op.weights:
             weight, _ = rows_like(1, h, kind, "misaligned" if "misaligned" in lies else "packed")
             given[name] = fill(weight, 0.3, 1.0, seed + 11)[0]
@@ -66,7 +69,7 @@ def inputs(op, m, h, dtype, lies="packed", out_lies="packed", seed=0, **options)
     outs, around = [], []
     for like in made if isinstance(made, tuple) else (made,):
         if like.dim() < 2:
-            outs.append(torch.empty_like(like, device="cuda"))
+            outs.append(torch.empty_like(like, device=DEVICE))
             continue
         out, base = rows_like(like.shape[0], like.shape[1], like.dtype, out_lies)
         outs.append(out)
@@ -100,7 +103,7 @@ def wrong(kernel, dtype, call, results=None):
 def untouched(around):
     """Whether everything outside of the results still is what it was."""
     for base, out in around:
-        mask = torch.ones(base.shape, device="cuda", dtype=torch.bool)
+        mask = torch.ones(base.shape, device=DEVICE, dtype=torch.bool)
         mask.as_strided(out.shape, out.stride(), out.storage_offset()).fill_(False)
         outside = base.view(torch.uint8).view(len(base), -1)[mask]
         if not bool((outside == SENTINEL).all()):

@@ -242,6 +242,8 @@ def test_a_given_scale_saturates_and_comes_back(kernel, scale):
 @EACH_DTYPE
 @EVERY
 def test_a_kernel_rounds_as_it_promises(kernel, dtype):
+    if KNOWN.op(kernel.op).decoded:
+        pytest.skip("packed results: tests/gpu/test_nvfp4_quantize_gpu.py compares their bytes")
     strict = kernel.name.startswith("kernelmux.")
     kind = getattr(torch, dtype)
     for seed, hidden in enumerate((1024, 2688) if compiled_anew(kernel) else (128, 1024, 2688, 5376, 16384)):
