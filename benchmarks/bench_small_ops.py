@@ -6,7 +6,8 @@
 
 A part is a share of the (op, H) pairs; each holds all contestants of its points. Results are written after every pair.
 The first half of each pair's samples is recorded in the journal and select_backend is asked; the second half judges it.
-A contestant that takes the GPU with it is noted and left out, in a fresh process.
+A contestant that takes the GPU with it is noted and left out, in a fresh process. A pair that fails is noted, and the
+others are measured; --resume tries it again.
 """
 
 from __future__ import annotations
@@ -73,27 +74,39 @@ def measure(options: argparse.Namespace) -> None:
             result["left"] = [list(pair) for pair in pairs(options) if pair not in done]
             break
         op, races, chosen = registry().op(name), [], []
-        for m in options.m or ALL_M:
-            point = Point(name, m, h, options.dtype)
-            field, refused = contestants(op, point, device, options)
-            lost = {x["contestant"] for x in result["lost"] if x["op"] == name}
-            chosen.append(small_bench.selected_by_policy(point, device))
-            try:
-                race = stand.race(op, point, [c for c in field if c.name not in lost], options.rounds, refused)
-            except DeviceLost as error:
-                who = next(c.name for c in field if str(error).startswith(c.name))
-                result["lost"].append({"op": name, "contestant": who, "said": str(error)})
-                write(options.out, result)
-                print(f"{error} Going on without it in a fresh process.", flush=True)
-                again = [arg for arg in sys.argv if arg != "--resume"] + ["--resume"]
-                if options.budget:
-                    left = max(1, int(options.budget - (time.monotonic() - began)))
-                    again += ["--budget", str(left)]
-                os.execv(sys.executable, [sys.executable, *again])
-            races.append(race)
-        later = judged_later(races, device)
-        for race, policy, measured in zip(races, chosen, later, strict=True):
-            row = {**race.to_json(), "selected": {"policy": policy, "measured": measured}}
+        result["failed"] = [one for one in result.get("failed", []) if (one["op"], one["h"]) != (name, h)]
+        try:
+            for m in options.m or ALL_M:
+                point = Point(name, m, h, options.dtype)
+                field, refused = contestants(op, point, device, options)
+                lost = {x["contestant"] for x in result["lost"] if x["op"] == name}
+                chosen.append(small_bench.selected_by_policy(point, device))
+                try:
+                    race = stand.race(op, point, [c for c in field if c.name not in lost], options.rounds, refused)
+                except DeviceLost as error:
+                    who = next(c.name for c in field if str(error).startswith(c.name))
+                    result["lost"].append({"op": name, "contestant": who, "said": str(error)})
+                    write(options.out, result)
+                    print(f"{error} Going on without it in a fresh process.", flush=True)
+                    again = [arg for arg in sys.argv if arg != "--resume"] + ["--resume"]
+                    if options.budget:
+                        left = max(1, int(options.budget - (time.monotonic() - began)))
+                        again += ["--budget", str(left)]
+                    os.execv(sys.executable, [sys.executable, *again])
+                races.append(race)
+            later = judged_later(races, device)
+            rows = [
+                {**race.to_json(), "selected": {"policy": policy, "measured": measured}}
+                for race, policy, measured in zip(races, chosen, later, strict=True)
+            ]
+        except Exception as error:  # a fault of one pair: the others are measured all the same
+            said = f"{type(error).__name__}: {error}"[:300]
+            result["failed"].append({"op": name, "h": h, "said": said})
+            print(f"{name} H={h} was not measured: {said}", flush=True)
+            write(options.out, result)
+            torch.cuda.empty_cache()
+            continue
+        for row in rows:
             result["rows"].append(row)
             print(words(row), flush=True)
         done.add((name, h))
@@ -200,8 +213,13 @@ def warm_worker(options: argparse.Namespace) -> None:
             if options.budget and time.monotonic() - began > options.budget:
                 return
             point = Point(name, m, h, options.dtype)
-            sets = draw(op, point, 1, "cuda:0")
-            for contestant in contestants(op, point, device, options)[0]:
+            try:
+                sets = draw(op, point, 1, "cuda:0")
+                field = contestants(op, point, device, options)[0]
+            except Exception as error:  # measuring says it again
+                print(f"{point.brief()}: {type(error).__name__}: {error}"[:300], flush=True)
+                break
+            for contestant in field:
                 call_once(point, contestant, sets)
             del sets
             torch.cuda.empty_cache()
@@ -231,6 +249,7 @@ def merge(paths: list[Path], out: Path) -> None:
         known = {(row["op"], row["h"]) for row in whole["rows"]}
         whole["rows"] += [row for row in part["rows"] if (row["op"], row["h"]) not in known]
         whole["lost"] += part["lost"]
+        whole["failed"] = [*whole.get("failed", []), *part.get("failed", [])]
         whole["seconds"] = round(whole["seconds"] + part["seconds"], 1)
     whole["parts"] = len(parts)
     whole["command"] = whole["command"].partition(" --part")[0] + (" --part I/N" if len(parts) > 1 else "")

@@ -104,6 +104,47 @@ def test_parts_share_every_pair_out_once(monkeypatch):
     assert {h for op, h in every if op == "relu2"} == set(script["FEW_H"])
 
 
+def test_one_op_that_fails_does_not_end_a_part(tmp_path, monkeypatch, capsys):
+    import argparse
+    from types import SimpleNamespace
+
+    pytest.importorskip("torch")
+    from kernelmux import device
+    from kernelmux.errors import BadShape
+    from kernelmux.measure import small, small_bench
+
+    class Stand:
+        def __init__(self, device):
+            pass
+
+        def race(self, op, point, field, rounds, refused):
+            if op.name == "rms_norm_nvfp4":
+                raise BadShape("unknown layout")
+            return SimpleNamespace(to_json=lambda: {"op": op.name, "m": point.m, "h": point.h, "contestants": []})
+
+    script = runpy.run_path(str(ROOT / "benchmarks" / "bench_small_ops.py"), run_name="script")
+    inside = script["measure"].__globals__
+    chosen = {"kernel": "a", "source": "policy"}
+    monkeypatch.setattr(small, "SmallStand", Stand)
+    monkeypatch.setattr(device, "detect", lambda index: None)
+    monkeypatch.setattr(small_bench, "selected_by_policy", lambda point, device: chosen)
+    monkeypatch.setitem(inside, "contestants", lambda *given: ([], {}))
+    monkeypatch.setitem(inside, "judged_later", lambda races, device: [chosen] * len(races))
+    monkeypatch.setitem(inside, "head", lambda *given: {"rows": [], "lost": [], "seconds": 0.0, "seconds_before": 0.0})
+    options = argparse.Namespace(
+        out=tmp_path / "part.json", resume=False, budget=0.0, ops=["rms_norm_nvfp4", "relu2"], h=[128], m=[1, 2],
+        part=(1, 1), dtype="bfloat16", rounds=3,
+    )  # fmt: skip
+    script["measure"](options)
+    made = json.loads(options.out.read_text())
+    assert [(row["op"], row["m"]) for row in made["rows"]] == [("relu2", 1), ("relu2", 2)]
+    assert made["failed"] == [{"op": "rms_norm_nvfp4", "h": 128, "said": "BadShape: unknown layout"}]
+    assert "was not measured: BadShape" in capsys.readouterr().out
+    options.resume, options.ops = True, ["relu2"]
+    script["measure"](options)
+    assert len(json.loads(options.out.read_text())["rows"]) == 2
+
+
 def test_the_page_says_what_the_sanitizer_found_or_why_it_did_not_look():
     said = {"what": "compute-sanitizer", "date": "2026-11-22", "command": "python x", "runs": []}
     assert "is not installed" in small_ops.page(None, "x", sanitized={**said, "refused": "it is not installed"})
