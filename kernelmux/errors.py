@@ -117,7 +117,7 @@ class TuneError(KernelmuxError):
 
 
 class CompileFailed(KernelmuxError):
-    """A CUDA kernel does not compile. ``log`` is all the compiler said, ``source`` and ``line`` where it first pointed."""
+    """A CUDA kernel does not compile. ``log``: all the compiler said; ``source``, ``line``: where it first pointed."""
 
     def __init__(self, message: str, log: str = "", source: Path | None = None, line: int | None = None):
         self.log, self.source, self.line = log, source, line

@@ -51,8 +51,8 @@ class Kernel(Value):
     - ``bind``: ``bind(scalars, *tensors) -> call(*tensors) -> None``, a launch for just these shapes, strides, dtypes
       and this device. The tensors are those of the schema in its order (None where one is left out), then the outs;
       all are checked, and only where they lie in memory may change from call to call
-    - ``compile``: ``jobs(device, dtype, shape) -> [CompileJob]``, what calls will need of a compiler on such a GPU; axes
-      may be missing from the shape (common sizes then). For ``kernelmux compile``
+    - ``compile``: ``jobs(device, dtype, shape) -> [CompileJob]``, what calls will need of a compiler on such a GPU;
+      axes may be missing from the shape (common sizes then). For ``kernelmux compile``
     - ``evidence``: capability (or arch, where there is none) -> ``measured`` | ``compiled``; ``declared`` elsewhere
     - ``layout``: the name of its weight layout; kernels of one layout can share prepared weights
     """

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from kernelmux.backends.triton import activations, fp8_epilogue_kernels, fp8_epilogues, norms, small_launch, small_rules
+from kernelmux.backends.triton import activations, fp8_epilogue_kernels, fp8_epilogues, norms, small_rules
 from kernelmux.backends.triton.small_rules import Tile
 from kernelmux.contracts import activations_math, norms_math
 from kernelmux.contracts.activation_table import ACTIVATIONS

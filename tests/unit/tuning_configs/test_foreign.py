@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -136,13 +135,11 @@ def nested(depth: int) -> str:
     ],
 )
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
-def test_a_hostile_file_is_one_fault_first_and_fast(content: str, code: str, engine: str, tmp_path: Path) -> None:
+def test_a_hostile_file_is_one_fault_first(content: str, code: str, engine: str, tmp_path: Path) -> None:
     path = tmp_path / "triton_3_6_0" / f"{H100}.json"
     path.parent.mkdir()
     path.write_bytes(content.encode())
-    before = time.perf_counter()
     (report,) = check([path], engine)
-    assert time.perf_counter() - before < 2
     assert report.faults[0].code == code
     assert all(len(fault.message) < 400 for fault in report.faults)
 
@@ -151,9 +148,7 @@ def test_a_gigabyte_is_refused_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / f"{H100}.json"
     with path.open("wb") as file:
         file.truncate(1 << 30)
-    before = time.perf_counter()
     assert codes(check([path])) == ["too_large"]
-    assert time.perf_counter() - before < 1
 
 
 def test_links_pipes_and_folders_are_one_fault_each(tmp_path: Path) -> None:
