@@ -151,6 +151,10 @@ def fingerprint(kernel: Kernel, device: Device) -> dict[str, str] | None:
 def _fingerprint(kernel: Kernel, device: Device) -> dict[str, str]:
     packages = Packages.installed()
     names = {"torch"}.union(*(packages_of(requirement) for requirement in kernel.requirements))
+    built = {}
+    if "flashinfer-python" in names:  # what its kernels are built from: one that could not be built may be later
+        names |= {"flashinfer-jit-cache", "flashinfer-cubin"}
+        built = {name: value for name in ("FLASHINFER_DISABLE_JIT",) if (value := os.environ.get(name))}
     versions = {name: version for name in sorted(names) if (version := packages.get(name)) not in (None, "", ASSUMED)}
     return {
         "device": device.torch_name,
@@ -158,6 +162,7 @@ def _fingerprint(kernel: Kernel, device: Device) -> dict[str, str]:
         "driver": device.driver or "",
         "kernelmux": sys.modules["kernelmux"].__version__,
         **{name: str(version) for name, version in versions.items()},
+        **built,
         "source": str(load(kernel.source)()) if kernel.source else _file_hash(kernel.load.partition(":")[0]),
     }
 

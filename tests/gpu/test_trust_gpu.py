@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch", reason="kernels are checked with torch")
 pytestmark = pytest.mark.gpu
 KNOWN = registry()
 SIZES = {
-    "fused_moe": {"M": 64, "E": 128, "N": 384, "K": 2048, "topk": 8},
+    "fused_moe": {"M": 64, "E": 32, "N": 256, "K": 1024, "topk": 4},
     "topk": {"M": 64, "E": 128, "topk": 8},
 }
 USUAL = {"M": 64, "N": 4096, "K": 4096, "H": 4096}
@@ -26,8 +26,10 @@ FORMS = [
     for op in KNOWN.ops()
     for kernel in KNOWN.kernels(op.name)
     for scheme in sorted(op.schemes)
-    for dtype in op.dtypes
+    # torch's own kernels are checked in every dtype on the CPU, where they compute the same
+    for dtype in (op.dtypes[:1] if kernel.backend in ("torch", "torch_compile") else op.dtypes)
 ]
+NOT_BUILT = ("MissingJITCacheError",)  # a library that may not compile here, and lacks what is compiled
 
 
 def selected(name: str, scheme: str, dtype: str):
@@ -52,6 +54,8 @@ def test_no_kernel_that_is_right_is_accused(name, scheme, dtype, record_property
     print(f"{name} {scheme} {dtype}: {report.ok} {report.seconds:.2f} s, {len(report.cases)} calls {report.reason}")
     if report.ok is None:
         pytest.skip(f"unchecked: {report.reason}")
+    if any(f"it raised {name}" in report.reason for name in NOT_BUILT):
+        pytest.skip(f"the library has no such kernel built here: {report.reason}")
     assert report.ok, report.reason
 
 

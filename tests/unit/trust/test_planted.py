@@ -192,6 +192,22 @@ def test_the_driver_is_part_of_what_a_verdict_is_about() -> None:
     assert prints[0]["device"] == gpu.torch_name
 
 
+def test_what_a_library_may_build_is_part_of_a_verdict_on_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kernelmux.device import resolve_device
+    from kernelmux.registry import NeedsPackage
+
+    gpu = resolve_device("h200")
+    library = planted.kernel("right", requirements=(NeedsPackage("flashinfer-python"),))
+    monkeypatch.delenv("FLASHINFER_DISABLE_JIT", raising=False)
+    before = standing._fingerprint(library, gpu), standing._fingerprint(planted.kernel("right"), gpu)
+    monkeypatch.setenv("FLASHINFER_DISABLE_JIT", "1")
+    assert standing._fingerprint(library, gpu) != before[0]  # one that could not be built is checked anew elsewhere
+    assert standing._fingerprint(planted.kernel("right"), gpu) == before[1]
+    versions = {**standing.Packages.installed(), "flashinfer-jit-cache": "0.6.0"}
+    monkeypatch.setattr(standing.Packages, "installed", classmethod(lambda cls: cls(versions)))
+    assert standing._fingerprint(library, gpu)["flashinfer-jit-cache"] == "0.6.0"
+
+
 def test_each_wrong_kernel_is_passed_over_until_one_is_right() -> None:
     wrong = [planted.kernel(name) for name in ("twice", "nan_at_8", "all_zeros")]
     selection = choose([*wrong, planted.kernel("right")])
