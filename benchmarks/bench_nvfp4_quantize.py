@@ -18,6 +18,7 @@ import triton.language as tl
 from bench_nvfp4_gemm import capture, race
 
 from kernelmux.backends.triton import nvfp4_quantize
+from kernelmux.backends.triton import nvfp4_quantize_rules as rules
 from kernelmux.contracts.nvfp4_math import quantize_reference
 from kernelmux.device import detect
 
@@ -66,9 +67,10 @@ def main() -> None:
         contenders |= {f"stream {block}": streamed(block) for block in (1024, 2048, 4096)}
         shapes = {}
         for values, width in ((1024, 1024), (2048, 1024), (4096, 1024), (4096, 2048), (2048, 512), (8192, 2048)):
-            nvfp4_quantize.VALUES, nvfp4_quantize.WIDTH = values, width
+            rules.VALUES = rules.MANY_VALUES = values
+            rules.WIDTH = width
             shapes[f"ours {values}/{width}"] = capture(quantized("linear"), calls)
-        nvfp4_quantize.VALUES, nvfp4_quantize.WIDTH = 2048, 1024
+        rules.VALUES, rules.MANY_VALUES, rules.WIDTH = 2048, 4096, 1024
         graphs = {name: capture(call, calls) for name, call in contenders.items()} | shapes
         us = {name: round(statistics.median(s), 3) for name, s in race(graphs, calls, ROUNDS, m).items()}
         a_value = {"copy": 4.0, "stream": 2.5, "ours": 2.5 + 1 / 16}  # bytes moved

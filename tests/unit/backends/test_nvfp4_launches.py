@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from kernelmux.backends.jit_cuda import nvfp4_gemv_rules as gemv
 from kernelmux.backends.jit_cuda.nvfp4_gemv_rules import GemvTile
 from kernelmux.backends.triton import nvfp4_configs, nvfp4_native_rules, nvfp4_rules
+from kernelmux.backends.triton.nvfp4_quantize_rules import geometry
 from kernelmux.backends.triton.nvfp4_rules import Nvfp4Tile
 
 CAPABILITIES = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0))
@@ -82,3 +83,15 @@ def test_a_config_for_other_sizes_reaches_the_kernel_fitted(monkeypatch):
     for run in (weight_only.run, nvfp4_gemv.run_any):
         run(x, weight_only.prepare(**call), config=tile)
     assert [(one.split, one.pdl) for one in taken] == [(1, False)] * 2
+
+
+@given(m=MS, k=KS, whole=st.booleans())
+def test_a_quantizing_program_is_no_larger_than_its_matrix_and_holds_whole_blocks(m, k, whole):
+    rows, width, warps = geometry(m, k, whole)
+    assert width % 16 == 0 and width & (width - 1) == 0 and rows & (rows - 1) == 0
+    assert rows < 2 * m and width < 2 * max(k, 16) and warps in (1, 2, 4, 8, 16)
+    assert (width >= k) if whole else rows * width <= 4096
+
+
+def test_a_large_matrix_is_quantized_in_programs_of_4096_values():
+    assert geometry(16384, 7168, False) == (4, 1024, 4) and geometry(1024, 4096, False) == (2, 1024, 4)
