@@ -65,7 +65,8 @@ def blocks_of(x, factor, ROWS: tl.constexpr, WIDTH: tl.constexpr, FAST: tl.const
         inverse = tl.where(zero, 0.0, tl.div_rn(tl.zeros_like(unit) + 1.0, unit))[:, :, None]
         size = tl.minimum(tl.abs(values), (unit * 6.0)[:, :, None])
         first = size * inverse
-        rest = tl.fma(-first, tl.broadcast_to(unit[:, :, None], first.shape), size)
+        # The block's unit is negated, not every quotient, which would be computed twice.
+        rest = tl.fma(first, tl.broadcast_to(-unit[:, :, None], first.shape), size)
         codes = bounded_e2m1_bits(tl.fma(rest, tl.broadcast_to(inverse, first.shape), first), values)
         codes = tl.where((scale == 0x7F)[:, :, None], 7, codes)
     else:
