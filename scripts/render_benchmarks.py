@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kernelmux.contracts.moe_shape import MoeShape
-from kernelmux.reports import engine_tables, host_cost, small_ops, tuning_files, tuning_output
+from kernelmux.reports import engine_tables, host_cost, nvfp4_gemm, small_ops, tuning_files, tuning_output
 from kernelmux.reports.markdown import code, table, text
 from kernelmux.reports.tuning import Shipped
 from kernelmux.reports.words import number, seconds, signed
@@ -53,6 +53,7 @@ def outputs() -> dict[Path, str]:
     made = {
         ROOT / "docs" / "benchmarks.md": benchmarks(pipeline),
         ROOT / "docs" / "engine-tables.md": engine_tables.page(load, COMMAND),
+        ROOT / "docs" / "nvfp4-benchmarks.md": nvfp4_gemm.page(load("nvfp4-gemm-h200.json"), COMMAND),
         ROOT / "docs" / "small-ops-benchmarks.md": small(),
     }
     for shape in pipeline["shapes"]:

@@ -25,7 +25,11 @@ _WIDE = DtypeIn(frozenset({"bfloat16", "float16"}))
 _COMPILED = capabilities("8.0", "8.6", "8.9", "9.0", "10.0", "10.3", "12.0", "12.1")
 _NATIVE_36, _NATIVE_39 = capabilities("10.0", "10.3", "12.0"), capabilities("11.0", "12.1")
 # tests/unit/backends/test_nvfp4_compile.py and test_nvfp4_native_compile.py compile them for these.
-_WEIGHT_ONLY_EVIDENCE: Mapping[Capability | str, str] = dict.fromkeys(_COMPILED, "compiled")
+_ANYWHERE_EVIDENCE: Mapping[Capability | str, str] = dict.fromkeys(_COMPILED, "compiled")
+_WEIGHT_ONLY_EVIDENCE: Mapping[Capability | str, str] = {
+    **_ANYWHERE_EVIDENCE,
+    **dict.fromkeys(capabilities("9.0"), "measured"),  # an H200: tests/gpu/test_nvfp4_gpu.py
+}
 _NATIVE_EVIDENCE: Mapping[Capability | str, str] = dict.fromkeys(_NATIVE_36, "compiled")
 
 
@@ -52,7 +56,7 @@ def _quantizing(op: str, run: str, promises: frozenset[str] = frozenset(), warmu
         compile=f"{_HERE}.nvfp4_jobs:{run}",
         warmup=warmup,
         capturable=True,
-        evidence=_WEIGHT_ONLY_EVIDENCE,
+        evidence=_ANYWHERE_EVIDENCE,
         requirements=(
             OnCapability(_COMPILED),
             VendorIn(frozenset({"nvidia"})),
