@@ -136,7 +136,7 @@ def page(
     if result is not None:
         for op in dict.fromkeys(row["op"] for row in rows):
             parts += [f"## {text(op)}", _op([row for row in rows if row["op"] == op])]
-        parts += _failures(rows, result["lost"])
+        parts += _failures(rows, result["lost"], result.get("failed", ()))
     return "\n\n".join(parts) + "\n"
 
 
@@ -295,7 +295,7 @@ def _named(one: Row | None) -> str:
     return text(name[name.index("[") + 1 : -1] if one["kind"] == "kernel" and "[" in name else name)
 
 
-def _failures(rows: Sequence[Row], lost: Sequence[Row]) -> list[str]:
+def _failures(rows: Sequence[Row], lost: Sequence[Row], failed: Sequence[Row] = ()) -> list[str]:
     said: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
         for one in row["contestants"]:
@@ -303,6 +303,7 @@ def _failures(rows: Sequence[Row], lost: Sequence[Row]) -> list[str]:
                 reason = str(one["reason"])
                 said.setdefault((row["op"], one["name"], reason), []).append(f"M={row['m']} H={row['h']}")
     lines = [f"- {text(one['op'])}, {text(one['contestant'])}: {text(one['said'])}" for one in lost]
+    lines += [f"- {text(one['op'])}, H={one['h']}, no contestant: {text(one['said'])}" for one in failed]
     lines += [
         f"- {text(op)}, {text(name)}: {text(reason)} ({len(where)} points, the first {where[0]})"
         for (op, name, reason), where in said.items()

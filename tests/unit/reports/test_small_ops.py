@@ -76,6 +76,8 @@ def test_the_page_has_every_point_and_says_what_did_not_run():
     assert "| 128 | 1 | jit_cuda | 10.00 | torch.compile, this shape | 10.50 | 1.050 |" in said
     assert "slower than the better peer by more than allowed: M=16 H=128" in said
     assert "a \\| b (2 points, the first M=1 H=128)" in said
+    lacking = small_ops.page({**result([row(1, 128)]), "failed": [{"op": "relu2", "h": 512, "said": "gone"}]}, "x")
+    assert "relu2, H=512, no contestant: gone" in lacking
 
 
 def test_parts_are_put_together_once_each(tmp_path, monkeypatch, capsys):
