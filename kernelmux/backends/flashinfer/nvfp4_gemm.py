@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import UsageError
@@ -149,65 +150,18 @@ def _mm(
     return _product(a.contiguous(), a_sf, b.contiguous(), b_sf, alpha.reshape(1), result, backend)
 
 
-def mm_cutlass(
-    a: Tensor,
-    weights: None = None,
-    *,
-    config: Any = None,
-    a_sf: Tensor,
-    b: Tensor,
-    b_sf: Tensor,
-    alpha: Tensor,
-    layout: str = "swizzled_128x4",
-    out_dtype: dtype | None = None,
-) -> Tensor:
-    """a u8 [M, K/2], b u8 [N, K/2] -> [M, N]."""
-    return _mm(a, a_sf, b, b_sf, alpha, layout, out_dtype, "cutlass")
+def _mm_on(backend: str) -> Callable[..., Tensor]:
+    def mm(
+        a: Tensor, weights: None = None, *, config: Any = None, a_sf: Tensor, b: Tensor, b_sf: Tensor, alpha: Tensor,
+        layout: str = "swizzled_128x4", out_dtype: dtype | None = None,
+    ) -> Tensor:  # fmt: skip
+        """a u8 [M, K/2], b u8 [N, K/2] -> [M, N]."""
+        return _mm(a, a_sf, b, b_sf, alpha, layout, out_dtype, backend)
+
+    return mm
 
 
-def mm_cudnn(
-    a: Tensor,
-    weights: None = None,
-    *,
-    config: Any = None,
-    a_sf: Tensor,
-    b: Tensor,
-    b_sf: Tensor,
-    alpha: Tensor,
-    layout: str = "swizzled_128x4",
-    out_dtype: dtype | None = None,
-) -> Tensor:
-    return _mm(a, a_sf, b, b_sf, alpha, layout, out_dtype, "cudnn")
-
-
-def mm_cutedsl(
-    a: Tensor,
-    weights: None = None,
-    *,
-    config: Any = None,
-    a_sf: Tensor,
-    b: Tensor,
-    b_sf: Tensor,
-    alpha: Tensor,
-    layout: str = "swizzled_128x4",
-    out_dtype: dtype | None = None,
-) -> Tensor:
-    return _mm(a, a_sf, b, b_sf, alpha, layout, out_dtype, "cute-dsl")
-
-
-def mm_b12x(
-    a: Tensor,
-    weights: None = None,
-    *,
-    config: Any = None,
-    a_sf: Tensor,
-    b: Tensor,
-    b_sf: Tensor,
-    alpha: Tensor,
-    layout: str = "swizzled_128x4",
-    out_dtype: dtype | None = None,
-) -> Tensor:
-    return _mm(a, a_sf, b, b_sf, alpha, layout, out_dtype, "b12x")
+mm_cutlass, mm_cudnn, mm_cutedsl, mm_b12x = map(_mm_on, ("cutlass", "cudnn", "cute-dsl", "b12x"))
 
 
 def prepare_w4a16_cutedsl(
