@@ -67,11 +67,14 @@ def bench(
     of as many bytes, measured in the same run.
     """
     from kernelmux.measure import small_bench, small_record
+    from kernelmux.registry.discovery import registry
     from kernelmux.registry.problem import dtype_name
     from kernelmux.reports import small_plot
 
     if plot is not None:
         small_plot.require()
+    for name in op:
+        registry().op(name)  # a name that is wrong is wrong on any machine
     here = live(device)
     found = []
     try:

@@ -45,6 +45,11 @@ def test_without_a_gpu_it_is_one_clear_sentence(capsys):
         assert said.startswith("Error: ") and len(said.splitlines()) == 1 and "GPU" in said
 
 
+def test_an_unknown_op_is_told_before_the_gpu_is_looked_for(capsys):
+    assert run(["bench", "rms_nrom"]) == 2
+    assert "rms_norm" in capsys.readouterr().err
+
+
 def test_the_table_ranks_and_the_choice_is_measured_from_then_on(gpu, capsys):
     assert run(["bench", "rms_norm", "--m", "1,16", "--h", "2048"]) == 0
     out, err = capsys.readouterr()
