@@ -59,15 +59,6 @@ def test_no_kernel_that_is_right_is_accused(name, scheme, dtype, record_property
     assert report.ok, report.reason
 
 
-def test_a_second_check_takes_about_a_second() -> None:
-    """Nothing is compiled any more: what is left is the calls and the reference."""
-    from kernelmux.trust.check import check
-
-    selection = selected("kernelmux.fused_moe[triton]", "none", "bfloat16")
-    check(selection)
-    assert check(selection).seconds < 3
-
-
 def test_a_call_of_an_op_is_checked_once_and_the_outcome_kept(monkeypatch) -> None:
     monkeypatch.setenv("KERNELMUX_TRUST", "on")
     standing.forget()

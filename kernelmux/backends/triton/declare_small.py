@@ -50,7 +50,7 @@ _REQUIREMENTS = (
 # tests/unit/backends/test_small_compile.py
 _EVIDENCE: Mapping[Capability | str, str] = {
     **dict.fromkeys(capabilities("8.0", "8.6", "8.9", "10.0", "10.3", "12.0", "12.1"), "compiled"),
-    **dict.fromkeys(capabilities("9.0"), "measured"),  # an H200: tests/gpu/test_small_ops_gpu.py
+    **dict.fromkeys(capabilities("9.0"), "measured"),  # an H200: tests/gpu/test_triton_small_gpu.py
 }
 _PROMISES = frozenset({"batch_invariant", "deterministic", "no_fast_math"})
 
